@@ -1,0 +1,49 @@
+# Two commands do everything on a machine that has Python 3.11 or newer and make:
+#   make demo    train, export, prove, serve and call the language identifier
+#   make test    all checks and tests (the long grids only in `make test-all`)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TEXT ?=
+
+.PHONY: demo test test-all check links bench-cells protos clean
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+# Static checkers cannot follow setuptools' package-dir mapping; a tree of links shows them the package as installed.
+links:
+	mkdir -p .links/cellport
+	ln -sfn ../../cells .links/cellport/cells
+	ln -sfn ../../export .links/cellport/export
+	ln -sfn ../../serve .links/cellport/serve
+	ln -sfn ../../protos .links/cellport/protos
+	for f in src/cellport/*; do case $$f in *__pycache__) ;; *) ln -sfn ../../$$f .links/cellport/$$(basename $$f) ;; esac; done
+
+check: $(READY) links
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p cellport
+	cd .links && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
+
+test: $(READY) check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY) check
+	$(BIN)/python -m pytest
+
+demo: $(READY)
+	$(BIN)/python examples/language_id/demo.py $(if $(TEXT),--text "$(TEXT)")
+
+bench-cells: $(READY)
+	$(BIN)/python benchmarks/cells.py
+
+protos: $(READY)
+	$(BIN)/python protos/generate.py
+
+clean:
+	rm -rf $(VENV) .links build dist .mypy_cache .ruff_cache .pytest_cache
