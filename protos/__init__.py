@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Messages of the Open Inference Protocol, generated from the `.proto` files of this folder."""
