@@ -1,1 +1,22 @@
-"""To be filled."""
+"""Recurrent cells that train in PyTorch and export to ONNX with batch and time dynamic."""
+
+from .base import SequenceCell, StepCell
+from .checks import CellError
+from .gru import GRU, GRUCell
+from .lstm import LSTM, LSTMCell, LSTMState
+from .recurrence import recurrence
+from .rnn import RNN, RNNCell
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "CellError",
+    "GRUCell",
+    "LSTMCell",
+    "LSTMState",
+    "RNNCell",
+    "SequenceCell",
+    "StepCell",
+    "recurrence",
+]

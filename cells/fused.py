@@ -1,0 +1,67 @@
+"""torch's fused kernels for RNN, LSTM and GRU, with lengths that may be 0 and padding that is never read."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+__all__ = ["Kernel", "run_fused"]
+
+Kernel = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
+
+
+def run_fused(
+    kernel: Kernel,
+    input: Tensor,
+    state: tuple[Tensor, ...],
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    *,
+    bias: bool,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run stacked layers with the kernel that torch.nn uses.
+
+    Args:
+        kernel: which one.
+        input: [time, batch, features], with at least one step and one sequence.
+        state: the initial state's tensors, [layers * directions, batch, features] each.
+        weights: the flat list of torch.nn: for each layer and direction weight_ih, weight_hh, the two biases if
+            `bias`, and weight_hr if the LSTM is projected.
+        lengths: int64 [batch], 0 to the size of the time axis; None means the whole axis.
+        bias: whether `weights` hold biases.
+        num_layers: stacked layers.
+        bidirectional: whether each layer has two directions.
+        dropout: probability, between layers, in training only.
+        training: whether dropout acts.
+
+    Returns:
+        The output [time, batch, directions * features], 0 in the padding, and the final state's tensors.
+    """
+    run = getattr(torch._VF, kernel)
+    hx: Tensor | tuple[Tensor, ...] = state if kernel == "lstm" else state[0]
+    options = (bias, num_layers, dropout, training, bidirectional)
+    steps = input.shape[0]
+    if lengths is None or bool((lengths == steps).all()):
+        output, *final = run(input, hx, weights, *options, False)
+        return output, tuple(final)
+    # torch packs no sequence of length 0: such rows run one step on zeros, and what they give is dropped.
+    running = (lengths > 0).unsqueeze(-1)
+    input = torch.where(running, input, 0.0)
+    packed = pack_padded_sequence(input, lengths.clamp(min=1).cpu(), enforce_sorted=False)
+    order, back = packed.sorted_indices, packed.unsorted_indices
+    assert order is not None  # enforce_sorted=False makes both
+    assert back is not None
+    sorted_state = tuple(tensor.index_select(1, order) for tensor in state)
+    data, *final = run(
+        packed.data, packed.batch_sizes, sorted_state if kernel == "lstm" else sorted_state[0], weights, *options
+    )
+    output, _ = pad_packed_sequence(packed._replace(data=data), total_length=steps)
+    return (
+        torch.where(running, output, 0.0),
+        tuple(torch.where(running, new.index_select(1, back), old) for new, old in zip(final, state, strict=True)),
+    )
