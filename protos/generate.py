@@ -15,14 +15,18 @@ def _edit(text: str) -> str:
     The check of protobuf's version goes: it would refuse every protobuf older than the compiler's, and these modules
     hold nothing but serialised descriptors and calls of the builder, which older versions read as well.
     """
-    text, validations = re.subn(r"_runtime_version\.ValidateProtobufRuntimeVersion\(\n.*?\n\)\n", "", text, flags=re.DOTALL)
+    text, validations = re.subn(
+        r"_runtime_version\.ValidateProtobufRuntimeVersion\(\n.*?\n\)\n", "", text, flags=re.DOTALL
+    )
     text = text.replace("from google.protobuf import runtime_version as _runtime_version\n", "")
     text = text.replace(
         "from google.protobuf import descriptor_pool as _descriptor_pool\n", "from .pool import POOL as _POOL\n"
     )
     text, pools = re.subn(r"_descriptor_pool\.Default\(\)", "_POOL", text)
     if validations != 1 or pools != 1:
-        raise SystemExit(f"unexpected code from protoc: {validations} version checks and {pools} pools; 1 and 1 expected")
+        raise SystemExit(
+            f"unexpected code from protoc: {validations} version checks and {pools} pools; 1 and 1 expected"
+        )
     return text
 
 

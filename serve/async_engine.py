@@ -1,0 +1,187 @@
+"""The engine for an event loop."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cellport.errors import RequestCancelledError
+
+from .batcher import Outcome
+from .codec import Array
+from .engine import Engine, EngineSequence, EngineSettings, Ticket, deadline_error
+from .requests import Reply, Request, SequenceId
+
+
+class _Mailbox:
+    """Hands outcomes from the engine's threads to a loop, waking it once for all that arrive together."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._letters: deque[tuple[asyncio.Future[Outcome], Outcome]] = deque()
+
+    def post(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+        with self._lock:
+            self._letters.append((future, outcome))
+            wake = len(self._letters) == 1
+        if wake:
+            self._loop.call_soon_threadsafe(self._open)
+
+    def _open(self) -> None:
+        with self._lock:
+            letters, self._letters = self._letters, deque()
+        for future, outcome in letters:
+            if not future.done():
+                future.set_result(outcome)
+
+
+class Pending:
+    """A request that the engine has accepted; await `reply` for its answer."""
+
+    def __init__(self, engine: Engine, ticket: Ticket, future: asyncio.Future[Outcome], deadline: float | None) -> None:
+        self._engine = engine
+        self._ticket = ticket
+        self._future = future
+        self._deadline = deadline
+
+    async def reply(self) -> Reply:
+        """Wait for the answer.
+
+        If the waiting task is cancelled, the request is dropped unless it runs already.
+
+        Raises:
+            ServingError: one of its subclasses says why there is no answer.
+        """
+        try:
+            if self._deadline is not None:
+                await asyncio.wait([self._future], timeout=max(0.0, self._deadline - self._engine.clock()))
+                if not self._future.done():
+                    self._ticket.cancel(deadline_error())
+            outcome = await self._future
+        except asyncio.CancelledError:
+            self._ticket.cancel(RequestCancelledError("the request was cancelled before it ran"))
+            raise
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+class AsyncEngine:
+    """An `Engine` whose calls are awaited. Used from one event loop.
+
+    Args:
+        engine: an engine to share, or a path for one of its own, which is closed with it.
+        settings: how its own engine works.
+
+    Attributes:
+        engine: the engine.
+    """
+
+    def __init__(self, engine: Engine | str | Path, settings: EngineSettings | None = None) -> None:
+        self._owned = not isinstance(engine, Engine)
+        self.engine = engine if isinstance(engine, Engine) else Engine(engine, settings)
+        self._mailbox: _Mailbox | None = None
+
+    def submit(self, request: Request) -> Pending:
+        """Accept a request at once, so that requests run in the order of these calls.
+
+        Raises:
+            ServingError: the request is refused.
+        """
+        loop = asyncio.get_running_loop()
+        if self._mailbox is None:
+            self._mailbox = _Mailbox(loop)
+        mailbox = self._mailbox
+        future: asyncio.Future[Outcome] = loop.create_future()
+        ticket = self.engine.submit(request, lambda outcome: mailbox.post(future, outcome))
+        return Pending(self.engine, ticket, future, request.deadline)
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        outputs: Sequence[str] | None = None,
+        version: str = "",
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> dict[str, Array]:
+        """Run a model on one request; see `Engine.infer`."""
+        request = Request(
+            model=model,
+            inputs=inputs,
+            outputs=tuple(outputs or ()),
+            version=version,
+            deadline=deadline,
+            priority=priority,
+        )
+        return dict((await self.submit(request).reply()).outputs)
+
+    async def open_sequence(
+        self,
+        model: str,
+        *,
+        sequence_id: SequenceId | None = None,
+        state: Mapping[str, Array] | None = None,
+        version: str = "",
+    ) -> "AsyncEngineSequence":
+        """Start a sequence; see `Engine.open_sequence`."""
+        sequence = self.engine.open_sequence(model, sequence_id=sequence_id, state=state, version=version)
+        return AsyncEngineSequence(self, sequence)
+
+    async def close(self) -> None:
+        """Close the engine if it is this one's own."""
+        if self._owned:
+            await asyncio.to_thread(self.engine.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncEngineSequence:
+    """One running sequence of an `AsyncEngine`; see `cellport.serve.engine.EngineSequence`.
+
+    Attributes:
+        id: its id.
+    """
+
+    def __init__(self, engine: AsyncEngine, sequence: EngineSequence) -> None:
+        self.id = sequence.id
+        self._engine = engine
+        self._sequence = sequence
+
+    async def step(
+        self, inputs: Mapping[str, Array], *, outputs: Sequence[str] | None = None, deadline: float | None = None
+    ) -> dict[str, Array]:
+        """Advance by the steps in `inputs` and return the outputs."""
+        request = self._sequence.request(inputs, outputs, deadline)
+        return dict((await self._engine.submit(request).reply()).outputs)
+
+    async def state(self) -> dict[str, Array]:
+        """Return the states after the last step that is done, `[1, …]` by input name."""
+        return self._sequence.state()
+
+    async def fork(self, sequence_id: SequenceId | None = None) -> "AsyncEngineSequence":
+        """Start another sequence from this one's states."""
+        return AsyncEngineSequence(self._engine, self._sequence.fork(sequence_id))
+
+    async def end(self) -> None:
+        """End the sequence and forget its states."""
+        await self._engine.submit(self._sequence.request({}, None, None, end=True)).reply()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._sequence.__exit__, kind, error, traceback)

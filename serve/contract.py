@@ -1,0 +1,256 @@
+"""What a model accepts of one request, by its manifest.
+
+A request is batch-first in every tensor: where the graph has the batch axis elsewhere, as in a state of
+``[layers, batch, hidden]``, a request has it in front. `Contract.bind` checks a request and puts it into that form;
+`cellport.serve.assembly` joins bound requests and moves the axes to where the graph has them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cellport.errors import InvalidRequestError
+from cellport.manifest import BATCH, TIME, Axes, InputSpec, Manifest, StateSpec
+
+from .codec import Array, datatype_of, dtype_of, names
+
+
+def batch_first(axes: Axes) -> Axes:
+    """Return `axes` with the batch axis in front, as they are on the wire."""
+    if BATCH not in axes:
+        return axes
+    return (BATCH, *(axis for axis in axes if axis != BATCH))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bound:
+    """A request that fits its model.
+
+    Attributes:
+        rows: rows of the request.
+        time: steps of the request; None for a model whose inputs have no time axis.
+        inputs: batch-first arrays by name, without lengths.
+        lengths: valid steps of each row, `[rows]`; None where the whole time axis is valid.
+        states: batch-first states that the request gives, by input name.
+        outputs: names that the answer holds, in order.
+        squeeze: the request left the time axis out, so the answer does.
+        sizes: sizes of the dynamic axes other than batch and time.
+    """
+
+    rows: int
+    time: int | None
+    inputs: Mapping[str, Array]
+    lengths: Array | None
+    states: Mapping[str, Array]
+    outputs: tuple[str, ...]
+    squeeze: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+class Contract:
+    """The checks that a manifest implies.
+
+    Args:
+        manifest: the model's.
+
+    Attributes:
+        manifest: the same.
+        inputs: specifications of inputs by name.
+        states: specifications of states by input name.
+        state_outputs: specifications of states by output name.
+        recurrent: sequences can be run: the model is causal and has states.
+        splits: inputs and outputs have a batch axis, so rows of different requests can be joined and told apart again.
+        pads: requests of different time can be joined by padding.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.inputs: dict[str, InputSpec] = {each.name: each for each in manifest.inputs}
+        self.states: dict[str, StateSpec] = {each.input: each for each in manifest.states}
+        self.state_outputs: dict[str, StateSpec] = {each.output: each for each in manifest.states}
+        self.outputs = {each.name: each for each in manifest.outputs}
+        self.recurrent = manifest.causal and bool(manifest.states)
+        self.splits = all(BATCH in each.axes for each in manifest.outputs) and any(
+            BATCH in each.axes for each in manifest.inputs
+        )
+        known = {BATCH, TIME}
+        for each in manifest.inputs:
+            known.update(axis for axis in each.axes if isinstance(axis, str))
+        # An output axis of its own name may depend on the padded time in a way that cannot be undone.
+        self.pads = manifest.lengths is not None and all(
+            isinstance(axis, int) or axis in known for each in manifest.outputs for axis in each.axes
+        )
+        self._lengths_name = manifest.lengths.name if manifest.lengths is not None else None
+
+    def bind(self, arrays: Mapping[str, Array], outputs: Sequence[str] = (), *, sequence: bool = False) -> Bound:
+        """Check a request.
+
+        Args:
+            arrays: batch-first tensors by name: inputs, and states by their input names.
+            outputs: names asked for; empty for every output that is not a state.
+            sequence: the request is a step of a sequence: it has one row, and may leave out the time axis.
+
+        Raises:
+            InvalidRequestError: the request does not fit the model; the message names the tensor, its value and what
+                is accepted.
+        """
+        self._check_names(arrays)
+        sizes: dict[str, tuple[int, str]] = {}
+        squeeze = sequence and self._is_single_step(arrays)
+        inputs: dict[str, Array] = {}
+        for name, spec in self.inputs.items():
+            if name in arrays and spec.role != "lengths":
+                array = arrays[name]
+                axes = batch_first(spec.axes)
+                if squeeze and TIME in axes:
+                    array = np.expand_dims(array, axes.index(TIME)) if array.ndim == len(axes) - 1 else array
+                _check_tensor("input", name, array, spec.dtype, axes, sizes)
+                inputs[name] = array
+        states: dict[str, Array] = {}
+        for name, state in self.states.items():
+            if name in arrays:
+                _check_tensor("state", name, arrays[name], state.dtype, batch_first(state.axes), sizes)
+                states[name] = arrays[name]
+        rows = sizes[BATCH][0] if BATCH in sizes else 1
+        if sequence and rows != 1:
+            raise InvalidRequestError(
+                f"input {sizes[BATCH][1]!r} has {rows} rows inside a sequence; accepted: 1 row for a sequence id"
+            )
+        time = sizes[TIME][0] if TIME in sizes else None
+        lengths = self._read_lengths(arrays, rows, time, sizes)
+        for name in inputs:
+            inputs[name] = self._check_range(self.inputs[name], inputs[name], lengths)
+        return Bound(
+            rows=rows,
+            time=time,
+            inputs=inputs,
+            lengths=lengths,
+            states=states,
+            outputs=self._select(outputs),
+            squeeze=squeeze,
+            sizes={axis: size for axis, (size, _) in sizes.items() if axis not in (BATCH, TIME)},
+        )
+
+    def bind_states(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Check the states, of one row, that a sequence is to start from.
+
+        Raises:
+            InvalidRequestError: one is not a state of the model, or does not fit.
+        """
+        sizes: dict[str, tuple[int, str]] = {BATCH: (1, "sequence")}
+        for name, array in arrays.items():
+            if name not in self.states:
+                raise InvalidRequestError(f"state {name!r} is not one of the model's; accepted: {names(self.states)}")
+            state = self.states[name]
+            _check_tensor("state", name, array, state.dtype, batch_first(state.axes), sizes)
+        return {name: array.copy() for name, array in arrays.items()}
+
+    def _check_names(self, arrays: Mapping[str, Array]) -> None:
+        for name in arrays:
+            if name not in self.inputs and name not in self.states:
+                accepted = names([*self.inputs, *self.states])
+                raise InvalidRequestError(f"input {name!r} is not one of the model's; accepted: {accepted}")
+        for name, spec in self.inputs.items():
+            # Lengths that are left out mean the whole time axis, which the server knows.
+            if name not in arrays and not spec.optional and spec.role != "lengths":
+                raise InvalidRequestError(
+                    f"input {name!r} is missing; given: {names(arrays)}; required: {names(self.required)}"
+                )
+
+    @property
+    def required(self) -> list[str]:
+        """Names of the inputs that every request has to give."""
+        return [each.name for each in self.manifest.inputs if not each.optional and each.role != "lengths"]
+
+    def _is_single_step(self, arrays: Mapping[str, Array]) -> bool:
+        timed = [name for name, spec in self.inputs.items() if TIME in spec.axes and name in arrays]
+        short = [name for name in timed if arrays[name].ndim == len(self.inputs[name].axes) - 1]
+        return bool(timed) and len(short) == len(timed)
+
+    def _read_lengths(
+        self, arrays: Mapping[str, Array], rows: int, time: int | None, sizes: dict[str, tuple[int, str]]
+    ) -> Array | None:
+        name = self._lengths_name
+        if name is None or name not in arrays:
+            return None
+        lengths = arrays[name]
+        _check_tensor("input", name, lengths, "int64", (BATCH,), sizes)
+        limit = time if time is not None else 0
+        wrong = np.flatnonzero((lengths < 0) | (lengths > limit))
+        if wrong.size:
+            row = int(wrong[0])
+            raise InvalidRequestError(
+                f"input {name!r} has length {lengths[row]} for row {row}; accepted: 0 to {limit}, the time axis"
+            )
+        if lengths.shape[0] != rows:  # no other input has a batch axis
+            raise InvalidRequestError(f"input {name!r} has {lengths.shape[0]} rows; accepted: {rows}")
+        return lengths
+
+    def _check_range(self, spec: InputSpec, array: Array, lengths: Array | None) -> Array:
+        """Refuse values outside the range, except in padding, where they are replaced: the graph would fail on them."""
+        limits = spec.range
+        if limits is None or not array.size:
+            return array
+        if limits.minimum <= int(array.min()) and int(array.max()) <= limits.maximum:
+            return array
+        outside = (array < limits.minimum) | (array > limits.maximum)
+        if lengths is not None and TIME in spec.axes:
+            axes = batch_first(spec.axes)
+            shape = [1] * array.ndim
+            shape[axes.index(TIME)] = -1
+            steps = np.arange(array.shape[axes.index(TIME)]).reshape(shape)
+            valid = steps < lengths.reshape(-1, *[1] * (array.ndim - 1))
+            array = np.where(valid, array, np.array(padding(spec), array.dtype))
+            outside = outside & valid
+        if outside.any():
+            at = np.unravel_index(int(outside.argmax()), array.shape)
+            raise InvalidRequestError(
+                f"input {spec.name!r} has value {array[at]} at {[int(index) for index in at]}; "
+                f"accepted: {limits.minimum} to {limits.maximum}"
+            )
+        return array
+
+    def _select(self, outputs: Sequence[str]) -> tuple[str, ...]:
+        if not outputs:
+            return tuple(self.outputs)
+        for name in outputs:
+            if name not in self.outputs and name not in self.state_outputs:
+                accepted = names([*self.outputs, *self.state_outputs])
+                raise InvalidRequestError(f"output {name!r} is not one of the model's; accepted: {accepted}")
+        if len(set(outputs)) != len(outputs):
+            repeated = next(name for name in outputs if list(outputs).count(name) > 1)
+            raise InvalidRequestError(f"output {repeated!r} is asked for more than once")
+        return tuple(outputs)
+
+
+def padding(spec: InputSpec) -> int:
+    """Return the value that fills an input's padding: 0, or the valid value nearest to it."""
+    if spec.range is None:
+        return 0
+    return min(max(0, spec.range.minimum), spec.range.maximum)
+
+
+def _check_tensor(
+    kind: str, name: str, array: Array, dtype: str, axes: Axes, sizes: dict[str, tuple[int, str]]
+) -> None:
+    """Check one batch-first tensor; `sizes` collects the size of each named axis and the tensor that set it."""
+    found = dtype_of(array)
+    if found != dtype:
+        raise InvalidRequestError(f"{kind} {name!r} has datatype {datatype_of(found)}; accepted: {datatype_of(dtype)}")
+    shape = list(array.shape)
+    if len(shape) != len(axes):
+        raise InvalidRequestError(
+            f"{kind} {name!r} has shape {shape} of {len(shape)} axes; accepted: {len(axes)} axes {list(axes)}"
+        )
+    for axis, size in zip(axes, shape, strict=True):
+        if isinstance(axis, int):
+            if size != axis:
+                raise InvalidRequestError(f"{kind} {name!r} has shape {shape}; accepted: {list(axes)}")
+        elif axis in (BATCH, TIME) and size < 1:
+            raise InvalidRequestError(f"{kind} {name!r} has shape {shape}; axis {axis!r} must be at least 1")
+        elif sizes.setdefault(axis, (size, name))[0] != size:
+            expected, other = sizes[axis]
+            raise InvalidRequestError(
+                f"{kind} {name!r} has shape {shape}; axis {axis!r} must be {expected}, as in {other!r}"
+            )

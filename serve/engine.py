@@ -1,0 +1,430 @@
+"""The engine: requests in, answers out, model runs on threads of their own.
+
+`Engine` is for threads, `cellport.serve.async_engine.AsyncEngine` for an event loop; the gRPC server is one caller of
+the latter. What to run next is the scheduler's decision; this module only carries it out.
+"""
+
+import concurrent.futures
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cellport.errors import (
+    DeadlineExceededError,
+    InternalServingError,
+    SequenceExistsError,
+    ServingError,
+    UnavailableError,
+)
+
+from . import assembly
+from .assembly import Answer
+from .batcher import Batch, BatchSettings, Completion, Outcome, Scheduler, Work
+from .codec import Array
+from .model import Model, SessionSettings
+from .repository import Repository
+from .requests import Control, Reply, Request, SequenceId
+from .sequences import SequenceSettings, SequenceTable, check_recurrent
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How an engine works.
+
+    Attributes:
+        batch: limits of batching.
+        sequences: limits on running sequences.
+        session: how onnxruntime runs a model.
+        workers: threads that run models, each one batch at a time.
+    """
+
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    sequences: SequenceSettings = field(default_factory=SequenceSettings)
+    session: SessionSettings = field(default_factory=SessionSettings)
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}; accepted: at least 1")
+
+
+class Ticket:
+    """An accepted request that can still be cancelled."""
+
+    def __init__(self, engine: "Engine", work: Work) -> None:
+        self._engine = engine
+        self._work = work
+
+    def cancel(self, error: Exception) -> bool:
+        """Drop the request with `error` if it has not begun to run; return whether it was dropped."""
+        return self._engine._cancel(self._work, error)
+
+
+class Engine:
+    """Runs models for many callers at once.
+
+    Thread-safe, and a context manager; on exit, requests that wait are refused and running ones finish.
+
+    Args:
+        models: a path (see `cellport.serve.repository.find_files`), or loaded models.
+        settings: how it works.
+        clock: the clock that deadlines and idle limits are measured by, in seconds.
+
+    Attributes:
+        repository: the models.
+
+    Raises:
+        ModelLoadError: a model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        models: str | Path | Iterable[Model],
+        settings: EngineSettings | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings or EngineSettings()
+        self.clock = clock
+        if isinstance(models, str | Path):
+            self.repository = Repository.load(models, self.settings.session)
+        else:
+            self.repository = Repository(models)
+        self._sequences = SequenceTable(self.settings.sequences)
+        self._scheduler = Scheduler(self.settings.batch, self._sequences)
+        self._changed = threading.Condition()
+        self._closed = False
+        self._names = itertools.count(1)
+        self._workers = [
+            threading.Thread(target=self._work, name=f"cellport-engine-{number}", daemon=True)
+            for number in range(self.settings.workers)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        outputs: Sequence[str] | None = None,
+        version: str = "",
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> dict[str, Array]:
+        """Run a model on one request and return its outputs.
+
+        Args:
+            model: the model's name.
+            inputs: batch-first arrays by input name. States may be given by their input names; rows whose state is not
+                given start at its initial value.
+            outputs: names of the outputs wanted, states among them; none for every output that is not a state.
+            version: the model's version; empty for the newest.
+            deadline: moment on the engine's clock (`time.monotonic`) after which the answer is of no use.
+            priority: a smaller number runs first; 0 for the engine's default.
+
+        Returns:
+            Batch-first arrays by output name.
+
+        Raises:
+            ServingError: one of its subclasses says why there is no answer.
+        """
+        request = Request(
+            model=model,
+            inputs=inputs,
+            outputs=tuple(outputs or ()),
+            version=version,
+            deadline=deadline,
+            priority=priority,
+        )
+        return dict(self.call(request).outputs)
+
+    def call(self, request: Request) -> Reply:
+        """Run one request and wait for its reply.
+
+        Raises:
+            ServingError: one of its subclasses says why there is no answer.
+        """
+        future: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
+        ticket = self.submit(request, future.set_result)
+        remaining = None if request.deadline is None else max(0.0, request.deadline - self.clock())
+        try:
+            outcome = future.result(remaining)
+        except concurrent.futures.TimeoutError:
+            # What has begun to run is waited for: its sequence has advanced, and the caller should know.
+            ticket.cancel(deadline_error())
+            outcome = future.result()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def submit(self, request: Request, done: Callable[[Outcome], None]) -> Ticket:
+        """Accept a request and return at once.
+
+        Args:
+            request: the request.
+            done: called once with the reply or the error, on another thread or within this call.
+
+        Raises:
+            ServingError: the request is refused; `done` is not called.
+        """
+        control = request.control
+        model = self.repository.get(request.model, request.version)
+        if control is not None:
+            check_recurrent(model)
+        ends_only = control is not None and control.end and not control.start and not request.inputs
+        bound = None
+        if not ends_only:
+            bound = model.contract.bind(request.inputs, request.outputs, sequence=control is not None)
+        now = self.clock()
+        if request.deadline is not None and request.deadline <= now:
+            raise deadline_error()
+        work = Work(
+            model=model,
+            bound=bound,
+            done=done,
+            deadline=request.deadline,
+            priority=request.priority or self.settings.batch.default_priority,
+            start=control is not None and control.start,
+            end=control is not None and control.end,
+        )
+        with self._changed:
+            if self._closed:
+                raise UnavailableError("the engine is closed")
+            if control is not None:
+                self._sequences.evict_idle(now)
+                if control.start:
+                    work.lane = self._sequences.open(model, control.id, now)
+                else:
+                    work.lane = self._sequences.get(model, control.id)
+            completions = self._scheduler.submit(work, now)
+            self._changed.notify()
+        _deliver(completions)
+        return Ticket(self, work)
+
+    def open_sequence(
+        self,
+        model: str,
+        *,
+        sequence_id: SequenceId | None = None,
+        state: Mapping[str, Array] | None = None,
+        version: str = "",
+    ) -> "EngineSequence":
+        """Start a sequence.
+
+        Args:
+            model: the model's name.
+            sequence_id: its id; None for one that the engine chooses.
+            state: states to start from, `[1, …]` by input name; what is left out starts at its initial value.
+            version: the model's version; empty for the newest.
+
+        Raises:
+            ServingError: the model has no sequences, the states do not fit it, or there is no room.
+        """
+        found = self.repository.get(model, version)
+        given = found.contract.bind_states(state or {})
+        with self._changed:
+            if self._closed:
+                raise UnavailableError("the engine is closed")
+            now = self.clock()
+            self._sequences.evict_idle(now)
+            if sequence_id is None:
+                sequence_id = next(
+                    name
+                    for number in self._names
+                    for name in [f"engine-{number}"]
+                    if not self._sequences.holds(found, name)
+                )
+            control = Control(id=sequence_id, start=True)
+            lane = self._sequences.open(found, control.id, now)
+            if lane.steps:
+                raise SequenceExistsError(f"sequence {sequence_id!r} of model {model!r} has steps that wait")
+            self._sequences.begin(lane, found, start=True, given=given)
+            self._sequences.advance(lane, found, given, now)
+        return EngineSequence(self, found, sequence_id)
+
+    def close(self, seconds: float | None = None) -> None:
+        """Refuse what waits and wait for what runs, but not longer than `seconds` for each worker."""
+        error = UnavailableError("the engine was closed before the request ran")
+        with self._changed:
+            self._closed = True
+            completions = self._scheduler.cancel_all(error, self.clock())
+            self._changed.notify_all()
+        _deliver(completions)
+        for worker in self._workers:
+            worker.join(seconds)
+        with self._changed:
+            completions = self._scheduler.cancel_all(error, self.clock())
+        _deliver(completions)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        with self._changed:
+            return f"<Engine {self._scheduler!r}>"
+
+    def _cancel(self, work: Work, error: Exception) -> bool:
+        with self._changed:
+            completions = self._scheduler.cancel(work, error, self.clock())
+            self._changed.notify()
+        _deliver(completions)
+        return bool(completions)
+
+    def _holds(self, model: Model, sequence_id: SequenceId) -> bool:
+        with self._changed:
+            return self._sequences.holds(model, sequence_id)
+
+    def _states(self, model: Model, sequence_id: SequenceId) -> dict[str, Array]:
+        with self._changed:
+            lane = self._sequences.get(model, sequence_id)
+            states = dict(self._sequences.begin(lane, model, start=False, given={}))
+        for name, spec in model.contract.states.items():
+            if name not in states:
+                states[name] = assembly.initial_rows(spec, 1)
+        return states
+
+    def _work(self) -> None:
+        """Run batches until the engine is closed; the body of every worker thread."""
+        while True:
+            with self._changed:
+                now = self.clock()
+                self._sequences.evict_idle(now)
+                batch, completions = self._scheduler.take(now)
+                if batch is None and not completions:
+                    if self._closed:
+                        return
+                    moment = self._sequences.next_eviction()
+                    self._changed.wait(None if moment is None else max(moment - now, 0.1))
+                    continue
+            _deliver(completions)
+            if batch is not None:
+                answers = _run(batch)
+                with self._changed:
+                    completions = self._scheduler.finish(batch, answers, self.clock())
+                    self._changed.notify()
+                _deliver(completions)
+
+
+def deadline_error() -> DeadlineExceededError:
+    """Return the error of a request whose time was up before it ran."""
+    return DeadlineExceededError("the deadline passed before the request ran")
+
+
+def _run(batch: Batch) -> list[Answer | Exception]:
+    """Run a batch; if that fails, run its members one by one, so that only those that fail alone are refused."""
+    try:
+        return list(_run_works(batch.model, batch.works))
+    except Exception as error:
+        if len(batch.works) == 1:
+            return [_refusal(batch.model, error)]
+    answers: list[Answer | Exception] = []
+    for work in batch.works:
+        try:
+            answers += _run_works(batch.model, [work])
+        except Exception as error:
+            answers.append(_refusal(batch.model, error))
+    return answers
+
+
+def _run_works(model: Model, works: Sequence[Work]) -> list[Answer]:
+    members = [work.member for work in works]
+    feeds = assembly.join(model.contract, members, model.required)
+    results = model.run(feeds, assembly.fetches(model.contract, members))
+    return assembly.split(model.contract, members, results)
+
+
+def _refusal(model: Model, error: Exception) -> Exception:
+    if isinstance(error, ServingError) and not isinstance(error, InternalServingError):
+        return error
+    _log.error("%r failed to run", model, exc_info=error)
+    return error
+
+
+def _deliver(completions: Iterable[Completion]) -> None:
+    for each in completions:
+        try:
+            each.work.done(each.outcome)
+        except Exception:
+            _log.exception("delivering an answer failed")
+
+
+class EngineSequence:
+    """One running sequence of an engine; a context manager that ends it.
+
+    Attributes:
+        id: its id.
+    """
+
+    def __init__(self, engine: Engine, model: Model, sequence_id: SequenceId) -> None:
+        self.id = sequence_id
+        self._engine = engine
+        self._model = model
+
+    def request(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, deadline: float | None, *, end: bool = False
+    ) -> Request:
+        """Return the request of one step."""
+        return Request(
+            model=self._model.name,
+            version=self._model.version,
+            inputs=inputs,
+            outputs=tuple(outputs or ()),
+            deadline=deadline,
+            control=Control(id=self.id, end=end),
+        )
+
+    def step(
+        self, inputs: Mapping[str, Array], *, outputs: Sequence[str] | None = None, deadline: float | None = None
+    ) -> dict[str, Array]:
+        """Advance by the steps in `inputs` and return the outputs.
+
+        Args:
+            inputs: arrays `[1, time, …]` by input name, or `[1, …]` for one step, whose outputs have no time axis either.
+            outputs: as in `Engine.infer`.
+            deadline: as in `Engine.infer`.
+
+        Raises:
+            ServingError: the step was not done; the state is what it was.
+        """
+        return dict(self._engine.call(self.request(inputs, outputs, deadline)).outputs)
+
+    def state(self) -> dict[str, Array]:
+        """Return the states after the last step that is done, `[1, …]` by input name."""
+        return {name: array.copy() for name, array in self._engine._states(self._model, self.id).items()}
+
+    def fork(self, sequence_id: SequenceId | None = None) -> "EngineSequence":
+        """Start another sequence from this one's states."""
+        return self._engine.open_sequence(
+            self._model.name, sequence_id=sequence_id, state=self.state(), version=self._model.version
+        )
+
+    def end(self) -> None:
+        """End the sequence and forget its states."""
+        self._engine.call(self.request({}, None, None, end=True))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # A sequence that was ended or evicted meanwhile needs no end, and an error in the body must not be hidden.
+        try:
+            self.end()
+        except ServingError:
+            if kind is None and self._engine._holds(self._model, self.id):
+                raise

@@ -1,0 +1,126 @@
+"""The front on grpc.aio: carries the table of calls."""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from cellport.errors import ModelLoadError
+from cellport.protos import inference_pb2, model_config_pb2
+
+from .calls import Call, CallContext
+from .engine import Engine
+from .status import status_of
+
+_DESCRIBED = (model_config_pb2, inference_pb2, health_pb2, reflection_pb2)
+
+
+class GrpcFront:
+    """A grpc.aio server over a table of calls. Used on one event loop.
+
+    Args:
+        calls: the table, by path.
+        engine: its clock is the one that deadlines are measured by.
+        receive_bytes: largest message that is taken.
+        send_bytes: largest message that is sent.
+    """
+
+    def __init__(self, calls: Mapping[str, Call], engine: Engine, *, receive_bytes: int, send_bytes: int) -> None:
+        self._engine = engine
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", receive_bytes),
+                ("grpc.max_send_message_length", send_bytes),
+                # Two servers on one port would share its calls at random.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        services: dict[str, dict[str, Any]] = {}
+        for call in calls.values():
+            _, service, method = call.method.split("/")
+            services.setdefault(service, {})[method] = self._handler(call)
+        for service, handlers in services.items():
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        pool = DescriptorPool()  # type: ignore[no-untyped-call]
+        for module in _DESCRIBED:
+            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)  # type: ignore[no-untyped-call]
+        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server, pool=pool)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port.
+
+        Raises:
+            ModelLoadError: the address cannot be listened on.
+        """
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ModelLoadError(f"{address} cannot be listened on: {error}") from None
+        await self._server.start()
+        return bound
+
+    async def stop(self, seconds: float) -> None:
+        """Stop listening, and break off the calls that still run after `seconds`."""
+        await self._server.stop(seconds)
+
+    def _handler(self, call: Call) -> Any:
+        # Requests are parsed here and not by grpc, which would answer bytes that are no message with INTERNAL.
+        if call.unary is not None:
+            return grpc.unary_unary_rpc_method_handler(self._unary(call))
+        return grpc.stream_stream_rpc_method_handler(self._stream(call))
+
+    def _unary(self, call: Call) -> Any:
+        handler = call.unary
+        assert handler is not None
+
+        async def run(data: bytes, context: Any) -> bytes:
+            try:
+                response = await handler(call.parse(data), self._context(context))
+                return response.SerializeToString()
+            except Exception as error:
+                return await _abort(context, error)
+
+        return run
+
+    def _stream(self, call: Call) -> Any:
+        handler = call.stream
+        assert handler is not None
+
+        async def run(chunks: AsyncIterator[bytes], context: Any) -> None:
+            async def messages() -> AsyncIterator[Message]:
+                async for data in chunks:
+                    yield call.parse(data)
+
+            try:
+                responses: Any = handler(messages(), self._context(context))
+                async with contextlib.aclosing(responses):
+                    async for response in responses:
+                        await context.write(response.SerializeToString())
+            except Exception as error:
+                await _abort(context, error)
+
+        return run
+
+    def _context(self, context: Any) -> CallContext:
+        remaining = context.time_remaining()
+        return CallContext(
+            deadline=None if remaining is None else self._engine.clock() + remaining,
+            metadata=dict(_pairs(context.invocation_metadata())),
+        )
+
+
+def _pairs(metadata: Iterable[Any] | None) -> Iterable[tuple[str, str | bytes]]:
+    return [(key, value) for key, value in metadata or ()]
+
+
+async def _abort(context: Any, error: Exception) -> bytes:
+    status, text = status_of(error)
+    await context.abort(grpc.StatusCode[status.name], text)
+    return b""

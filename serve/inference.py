@@ -1,0 +1,194 @@
+"""ModelInfer and ModelStreamInfer: the conversion between messages and the engine's requests."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from cellport.protos.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+
+from . import codec, parameters
+from .async_engine import AsyncEngine, Pending
+from .calls import CallContext, Lifecycle, closing_error
+from .requests import Control, Reply, Request, SequenceId
+from .status import status_of
+
+STATUS_PARAMETER = "cellport_status"
+"""Response parameter that names the status of an error inside a stream, where the protocol has a message only."""
+
+FINAL_PARAMETER = "triton_final_response"
+
+
+class InferenceCalls:
+    """The handlers.
+
+    Args:
+        engine: runs the requests.
+        lifecycle: whether calls are taken.
+        window: requests of one stream that may be unanswered before no more are read from it.
+    """
+
+    def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle, window: int) -> None:
+        self._engine = engine
+        self._lifecycle = lifecycle
+        self._window = window
+
+    async def infer(self, message: ModelInferRequest, context: CallContext) -> ModelInferResponse:
+        """Answer one request."""
+        with self._lifecycle.running():
+            pending = self._engine.submit(self._read(message, context))
+            return write_reply(await pending.reply(), message.id)
+
+    async def stream(
+        self, messages: AsyncIterator[ModelInferRequest], context: CallContext
+    ) -> AsyncIterator[ModelStreamInferResponse]:
+        """Answer the requests of a stream as they are done; those of one sequence in their order."""
+        with self._lifecycle.running():
+            stream = _Stream(self, self._window)
+            reader = asyncio.create_task(stream.read(messages, context))
+            closer = asyncio.create_task(self._lifecycle.closing.wait())
+            # A stream may live for days; it must not keep the server from shutting down.
+            closer.add_done_callback(lambda _: stream.stop_reading())
+            try:
+                while (response := await stream.answers.get()) is not None:
+                    yield response
+                await reader
+                if stream.stopped:
+                    raise closing_error()
+            finally:
+                closer.cancel()
+                await stream.abandon(reader)
+
+    def start(self, message: ModelInferRequest, context: CallContext) -> Pending:
+        """Hand a message of a stream to the engine."""
+        if not self._lifecycle.ready:
+            raise closing_error()
+        return self._engine.submit(self._read(message, context))
+
+    def _read(self, message: ModelInferRequest, context: CallContext) -> Request:
+        deadline = context.deadline
+        timeout = parameters.read_timeout(message.parameters)
+        if timeout is not None:
+            own = self._engine.engine.clock() + timeout
+            deadline = own if deadline is None else min(own, deadline)
+        # An unknown model is the first thing to tell, whatever else is wrong.
+        self._engine.engine.repository.get(message.model_name, message.model_version)
+        return Request(
+            model=message.model_name,
+            version=message.model_version,
+            control=parameters.read_control(message.parameters),
+            priority=parameters.read_priority(message.parameters),
+            outputs=parameters.read_outputs_wanted(message.outputs),
+            inputs=codec.read_inputs(message),
+            deadline=deadline,
+        )
+
+
+class _Stream:
+    """The requests of one stream that are not answered yet."""
+
+    def __init__(self, calls: InferenceCalls, window: int) -> None:
+        self.answers: asyncio.Queue[ModelStreamInferResponse | None] = asyncio.Queue()
+        self.stopped = False
+        self._calls = calls
+        self._window = asyncio.Semaphore(window)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last: dict[tuple[str, SequenceId], asyncio.Task[None]] = {}
+        self._receive: asyncio.Task[ModelInferRequest | None] | None = None
+
+    async def read(self, messages: AsyncIterator[ModelInferRequest], context: CallContext) -> None:
+        """Start every request of the stream, and end `answers` after the last answer."""
+        try:
+            while not self.stopped:
+                self._receive = asyncio.ensure_future(_next(messages))
+                try:
+                    message = await self._receive
+                except asyncio.CancelledError:
+                    if not self.stopped:
+                        raise
+                    break
+                if message is None:
+                    break
+                await self._window.acquire()
+                self._begin(message, context)
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            self.answers.put_nowait(None)
+
+    def stop_reading(self) -> None:
+        """Take no more requests from the stream; those that were taken are answered."""
+        self.stopped = True
+        if self._receive is not None:
+            self._receive.cancel()
+
+    async def abandon(self, reader: asyncio.Task[None]) -> None:
+        """Cancel what is left of the stream."""
+        reader.cancel()
+        for task in self._tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reader
+
+    def _begin(self, message: ModelInferRequest, context: CallContext) -> None:
+        # The engine takes the request here and not in a task: that is what keeps the order of a sequence's steps.
+        outcome: Pending | Exception
+        try:
+            outcome = self._calls.start(message, context)
+        except Exception as error:
+            outcome = error
+        key = _sequence_key(message)
+        task = asyncio.create_task(self._answer(message, outcome, None if key is None else self._last.get(key)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if key is not None:
+            self._last[key] = task
+            task.add_done_callback(lambda done: self._last.get(key) is done and self._last.pop(key))
+
+    async def _answer(
+        self, message: ModelInferRequest, outcome: Pending | Exception, previous: asyncio.Task[None] | None
+    ) -> None:
+        try:
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                response = ModelStreamInferResponse(infer_response=write_reply(await outcome.reply(), message.id))
+                if parameters.wants_final(message.parameters):
+                    response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
+            except Exception as error:
+                response = _write_error(error, message)
+            if previous is not None:
+                await asyncio.wait([previous])
+            self.answers.put_nowait(response)
+        finally:
+            self._window.release()
+
+
+async def _next(messages: AsyncIterator[ModelInferRequest]) -> ModelInferRequest | None:
+    return await anext(messages, None)
+
+
+def _sequence_key(message: ModelInferRequest) -> tuple[str, SequenceId] | None:
+    try:
+        control: Control | None = parameters.read_control(message.parameters)
+    except Exception:
+        return None
+    return None if control is None else (message.model_name, control.id)
+
+
+def write_reply(reply: Reply, request_id: str) -> ModelInferResponse:
+    """Return the message of a reply."""
+    response = ModelInferResponse(model_name=reply.model, model_version=reply.version, id=request_id)
+    codec.write_outputs(response, reply.outputs)
+    return response
+
+
+def _write_error(error: Exception, message: ModelInferRequest) -> ModelStreamInferResponse:
+    status, text = status_of(error)
+    response = ModelStreamInferResponse(error_message=text)
+    response.infer_response.model_name = message.model_name
+    response.infer_response.model_version = message.model_version
+    response.infer_response.id = message.id
+    response.infer_response.parameters[STATUS_PARAMETER].string_param = status.name
+    if FINAL_PARAMETER and "triton_enable_empty_final_response" in message.parameters:
+        response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
+    return response

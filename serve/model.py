@@ -1,0 +1,238 @@
+"""One ONNX file in onnxruntime, bound by its manifest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+
+from cellport.errors import InternalServingError, InvalidRequestError, ManifestError, ModelLoadError
+from cellport.manifest import BATCH, METADATA_KEY, TIME, Axes, InputSpec, Manifest, OutputSpec
+
+from .codec import Array
+from .contract import Contract
+
+SIDE_CAR = "manifest.json"
+
+_ORT_TYPES = {
+    "tensor(bool)": "bool",
+    "tensor(string)": "string",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """How onnxruntime runs a model.
+
+    Attributes:
+        threads: threads of one run; 0 lets onnxruntime choose by the number of cores.
+        spin: waiting threads spin instead of sleeping. Faster on cores that have nothing else to do; here they share
+            them with the server's event loop.
+    """
+
+    threads: int = 0
+    spin: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; accepted: at least 0")
+
+
+class Model:
+    """A model that can be run.
+
+    Args:
+        session: onnxruntime's session.
+        manifest: what the file says of itself.
+        name: the name that requests use.
+        version: its version, a decimal number.
+
+    Attributes:
+        contract: the checks that the manifest implies.
+        required: names of the inputs that the graph has no default for.
+
+    Raises:
+        ModelLoadError: the manifest does not fit the graph.
+    """
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, manifest: Manifest, *, name: str = "model", version: str = "1"
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.manifest = manifest
+        self.contract = Contract(manifest)
+        self.required = frozenset(each.name for each in session.get_inputs())
+        self._session = session
+        self._strings = frozenset(each.name for each in manifest.inputs if each.dtype == "string")
+        _check(session, manifest, f"model {name!r} version {version}")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        name: str = "model",
+        version: str = "1",
+        settings: SessionSettings | None = None,
+    ) -> Self:
+        """Load a file.
+
+        The manifest is the file's own, or else a ``manifest.json`` or ``<file's stem>.manifest.json`` beside it, or else
+        derived from the graph, which then is served as a model without states.
+
+        Raises:
+            ModelLoadError: onnxruntime refuses the file, or its manifest is wrong.
+        """
+        path = Path(path)
+        settings = settings or SessionSettings()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = settings.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spin)))
+        if not path.is_file():
+            raise ModelLoadError(f"{path} is not a file; accepted: an ONNX file")
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no narrower base class
+            raise ModelLoadError(f"{path} cannot be loaded: {error}") from error
+        try:
+            manifest = _find_manifest(session, path)
+            return cls(session, manifest, name=name, version=version)
+        except ManifestError as error:
+            raise ModelLoadError(f"{path} has a manifest that cannot be used: {error}") from error
+
+    def run(self, feeds: Mapping[str, Array], fetches: Sequence[str]) -> dict[str, Array]:
+        """Run the graph once.
+
+        Args:
+            feeds: tensors by input name, with the axes that the graph has.
+            fetches: names of the outputs to return.
+
+        Raises:
+            InvalidRequestError: onnxruntime finds the values wrong, or a string is not UTF-8.
+        """
+        if not fetches:
+            return {}
+        if self._strings:
+            feeds = {name: _to_text(name, each) if name in self._strings else each for name, each in feeds.items()}
+        try:
+            results = self._session.run(list(fetches), feeds)
+        except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
+            raise InvalidRequestError(f"model {self.name!r} cannot run these inputs: {error}") from error
+        except Exception as error:
+            raise InternalServingError(f"model {self.name!r} failed to run; the server's log has the reason") from error
+        return dict(zip(fetches, results, strict=True))
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name!r} version {self.version}>"
+
+
+def _to_text(name: str, array: Array) -> Array:
+    text = np.empty(array.shape, object)
+    for index, value in np.ndenumerate(array):
+        try:
+            text[index] = value.decode() if isinstance(value, bytes) else str(value)
+        except UnicodeDecodeError:
+            raise InvalidRequestError(
+                f"input {name!r} has element {value!r} at {list(index)}; accepted: UTF-8"
+            ) from None
+    return text
+
+
+def _find_manifest(session: onnxruntime.InferenceSession, path: Path) -> Manifest:
+    metadata = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY in metadata:
+        return Manifest.from_metadata(metadata)
+    for beside in (path.with_name(f"{path.stem}.{SIDE_CAR}"), path.with_name(SIDE_CAR)):
+        if beside.is_file():
+            return Manifest.from_file(beside)
+    return derive_manifest(session)
+
+
+def derive_manifest(session: onnxruntime.InferenceSession) -> Manifest:
+    """Return the manifest of a plain file: no states, and a batch axis only where the graph names one.
+
+    A first axis whose symbolic name contains "batch" (or is "N") counts rows. Any other dynamic axis may mean anything,
+    and joining requests along it could give wrong answers in silence; such a model runs one request at a time.
+
+    Raises:
+        ManifestError: the graph has a tensor that cannot be described.
+    """
+    inputs = tuple(
+        InputSpec(name=each.name, dtype=_dtype(each), axes=_derive_axes(each), role="static")
+        # Not the overridable initializers: in old files they are the weights, which nobody means to send.
+        for each in session.get_inputs()
+    )
+    outputs = tuple(
+        OutputSpec(name=each.name, dtype=_dtype(each), axes=_derive_axes(each), chunking="last")
+        for each in session.get_outputs()
+    )
+    return Manifest(inputs=inputs, outputs=outputs)
+
+
+def _derive_axes(node: Any) -> Axes:
+    axes: list[int | str] = []
+    for position, axis in enumerate(node.shape):
+        if isinstance(axis, int):
+            axes.append(axis)
+        elif position == 0 and isinstance(axis, str) and (BATCH in axis.lower() or axis == "N"):
+            axes.append(BATCH)
+        else:
+            # A symbolic name is kept where it means one size in all tensors; "time" would promise more than we know.
+            name = str(axis) if axis not in (None, "", BATCH, TIME) else f"{node.name}.{position}"
+            axes.append(name if name not in axes else f"{node.name}.{position}")
+    return tuple(axes)
+
+
+def _dtype(node: Any) -> str:
+    if node.type not in _ORT_TYPES:
+        raise ManifestError(f"tensor {node.name!r} has type {node.type}; accepted: {', '.join(_ORT_TYPES)}")
+    return _ORT_TYPES[node.type]
+
+
+def _check(session: onnxruntime.InferenceSession, manifest: Manifest, what: str) -> None:
+    """Check that the manifest's tensors are the graph's."""
+    required = {each.name: each for each in session.get_inputs()}
+    optional = {each.name: each for each in session.get_overridable_initializers()}
+    outputs = {each.name: each for each in session.get_outputs()}
+    inputs = {**optional, **required}
+    described: list[tuple[str, str, str, Axes, bool]] = [
+        *(("input", each.name, each.dtype, each.axes, each.optional) for each in manifest.inputs),
+        *(("input", each.input, each.dtype, each.axes, not each.required) for each in manifest.states),
+        *(("output", each.name, each.dtype, each.axes, True) for each in manifest.outputs),
+        *(("output", each.output, each.dtype, each.axes, True) for each in manifest.states),
+    ]
+    for kind, name, dtype, axes, omissible in described:
+        nodes = inputs if kind == "input" else outputs
+        if name not in nodes:
+            raise ModelLoadError(
+                f"{what}: the manifest has {kind} {name!r}, the graph has {', '.join(nodes) or 'none'}"
+            )
+        if _dtype(nodes[name]) != dtype:
+            raise ModelLoadError(
+                f"{what}: the manifest says {kind} {name!r} is {dtype}, the graph says {_dtype(nodes[name])}"
+            )
+        if dtype == "bfloat16":
+            raise ModelLoadError(
+                f"{what}: {kind} {name!r} is bfloat16, which onnxruntime's Python interface does not take"
+            )
+        if len(nodes[name].shape) != len(axes):
+            raise ModelLoadError(
+                f"{what}: the manifest says {kind} {name!r} has axes {list(axes)}, the graph says {nodes[name].shape}"
+            )
+        if kind == "input" and omissible and name in required:
+            raise ModelLoadError(
+                f"{what}: the manifest says input {name!r} is optional, the graph has no default for it"
+            )
+    missing = sorted(set(required) - {name for kind, name, *_ in described if kind == "input"})
+    if missing:
+        raise ModelLoadError(f"{what}: the graph has input {missing[0]!r}, which the manifest does not describe")

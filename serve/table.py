@@ -1,0 +1,58 @@
+"""The table of calls: each method, its messages and its handler."""
+
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+
+from cellport.errors import UnsupportedCallError
+from cellport.protos import inference_pb2
+
+from .async_engine import AsyncEngine
+from .calls import Call, CallContext, Lifecycle, UnaryHandler
+from .description import DescriptionCalls
+from .health import SERVICE, HealthCalls
+from .inference import InferenceCalls
+
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+def build_table(engine: AsyncEngine, lifecycle: Lifecycle, *, window: int) -> dict[str, Call]:
+    """Return every call by its path.
+
+    Args:
+        engine: runs the requests.
+        lifecycle: whether calls are taken.
+        window: see `InferenceCalls`.
+    """
+    inference = InferenceCalls(engine, lifecycle, window)
+    description = DescriptionCalls(engine.engine, lifecycle)
+    health = HealthCalls(engine.engine.repository, lifecycle)
+    unary: dict[str, UnaryHandler] = {
+        "ServerLive": description.live,
+        "ServerReady": description.ready,
+        "ModelReady": description.model_ready,
+        "ServerMetadata": description.server_metadata,
+        "ModelMetadata": description.model_metadata,
+        "ModelConfig": description.model_config,
+        "RepositoryIndex": description.repository_index,
+        "ModelInfer": inference.infer,
+    }
+    calls = []
+    for method in inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
+        path = f"/{SERVICE}/{method.name}"
+        request: type[Message] = GetMessageClass(method.input_type)
+        if method.name == "ModelStreamInfer":
+            calls.append(Call(method=path, request=request, stream=inference.stream))
+        else:
+            calls.append(Call(method=path, request=request, unary=unary.get(method.name, _refuse(method.name))))
+    check = health_pb2.HealthCheckRequest
+    calls.append(Call(method=f"/{_HEALTH}/Check", request=check, unary=health.check))
+    calls.append(Call(method=f"/{_HEALTH}/Watch", request=check, stream=health.watch))
+    return {call.method: call for call in calls}
+
+
+def _refuse(name: str) -> UnaryHandler:
+    async def refuse(message: Message, context: CallContext) -> Message:
+        raise UnsupportedCallError(f"call {name!r} is not served")
+
+    return refuse
