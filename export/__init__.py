@@ -1,1 +1,27 @@
-"""To be filled."""
+"""From PyTorch to ONNX: export recurrent models, prove them equal, look into the files."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .exporter import to_onnx
+    from .inspection import inspect
+    from .report import Report
+    from .spec import ExportSpec
+    from .verify import verify
+
+__all__ = ["ExportSpec", "Report", "inspect", "to_onnx", "verify"]
+
+_HOMES = {
+    "ExportSpec": ".spec",
+    "Report": ".report",
+    "inspect": ".inspection",
+    "to_onnx": ".exporter",
+    "verify": ".verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -1,1 +1,25 @@
-"""To be filled."""
+"""Changes to a graph, one each, by name.
+
+Each pass is an `onnx_ir` pass with stated pre- and postconditions and can be run alone.
+"""
+
+from .clean_scans import CleanScans
+from .fold_constants import FoldConstants
+from .lookup_tables import FoldedTable, LookupTables
+from .move_transposes import MoveTransposes
+from .name_tensors import NameTensors
+from .optional_inputs import OptionalInputs
+from .remove_dead import RemoveDead
+from .reverse_scans import ReverseScans
+
+__all__ = [
+    "CleanScans",
+    "FoldConstants",
+    "FoldedTable",
+    "LookupTables",
+    "MoveTransposes",
+    "NameTensors",
+    "OptionalInputs",
+    "RemoveDead",
+    "ReverseScans",
+]

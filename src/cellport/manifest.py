@@ -155,6 +155,12 @@ class StateSpec:
         """Position of the batch axis."""
         return self.axes.index(BATCH)
 
+    def with_initial(self, value: "np.ndarray[tuple[int, ...], np.dtype[Any]]") -> "StateSpec":
+        """Return the same state with the given initial value, of batch size 1; zeros are stored as None."""
+        data = np.ascontiguousarray(value, np.dtype(self.dtype).newbyteorder("<")).tobytes()
+        initial = base64.b64encode(data).decode() if value.any() else None
+        return dataclasses.replace(self, initial=initial)
+
     def initial_value(self) -> "np.ndarray[tuple[int, ...], np.dtype[Any]]":
         """Return the initial value as an array of `axes` with batch size 1 (and size 1 for other dynamic axes).
 
@@ -192,11 +198,19 @@ class Source:
         model: qualified name of the module's class.
         opset: ONNX opset of the graph.
         versions: version of each program that took part, by its distribution name.
+        arguments: names of the tensors that the module's forward takes, flattened, in its order.
+        structure: how those tensors are put together, as torch's pytree writes it; None if that cannot be written.
+        lifted_states: paths of the cells whose state became an input of the graph.
+        lifted_lengths: paths of the cells that are given the added lengths.
     """
 
     model: str
     opset: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    structure: str | None = None
+    lifted_states: tuple[str, ...] = ()
+    lifted_lengths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,421 @@
+"""A user's module as a flat function of named tensors, with the states and lengths of its cells lifted to inputs."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from cellport.cells import SequenceCell
+from cellport.errors import ExportError
+from cellport.manifest import BATCH, TIME, Axes
+
+from .runs import Arrays, Contract
+from .signature import Leaf, axis_names, result_axes
+
+LENGTHS = "lengths"
+
+
+@dataclass(frozen=True)
+class State:
+    """One state pair of the captured module.
+
+    Attributes:
+        input: name of the input.
+        output: name of the output.
+        axes: axes of both.
+        initial: the initial value with batch size 1.
+    """
+
+    input: str
+    output: str
+    axes: Axes
+    initial: Tensor
+
+
+@dataclass(frozen=True)
+class Lift:
+    """Which cells have their state and lengths taken from the graph's inputs.
+
+    Attributes:
+        states: paths of the cells whose state is lifted.
+        lengths: paths of the cells that are given the added lengths.
+    """
+
+    states: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ()
+
+
+@dataclass
+class Call:
+    """What a probing run saw of one recurrent cell.
+
+    Attributes:
+        path: name of the module.
+        cell: the module.
+        count: how often it was called.
+        default_state: whether the caller left the state out.
+        default_lengths: whether the caller left the lengths out.
+        lengths_are: which argument leaf it was given as lengths, if one.
+    """
+
+    path: str
+    cell: SequenceCell
+    count: int = 0
+    default_state: bool = False
+    default_lengths: bool = False
+    lengths_are: int | None = None
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where the flat module's arguments go.
+
+    Attributes:
+        user: position of each leaf of the user's arguments, in the order of the leaves.
+        lengths: position of the added lengths, if there are any.
+        states: positions of the state tensors of each lifted cell, by its path.
+    """
+
+    user: tuple[int, ...]
+    lengths: int | None = None
+    states: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+class Flat(nn.Module):
+    """The user's module as a function of tensors to a tuple of tensors.
+
+    Args:
+        model: the user's module.
+        structure: how the leaves of its arguments are put together.
+        slots: where the arguments go.
+        order: the order in which the module's own results are returned; the lifted states follow them.
+        lift: which cells take their state and lengths from the arguments.
+    """
+
+    def __init__(self, model: nn.Module, structure: Any, slots: Slots, order: Sequence[int], lift: Lift) -> None:
+        super().__init__()
+        self.model = model
+        self._structure = structure
+        self._slots = slots
+        self._order = order
+        self.lift = lift
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the user's module."""
+        slots = self._slots
+        collected: dict[str, tuple[Tensor, ...]] = {}
+        with contextlib.ExitStack() as stack:
+            for path in dict.fromkeys((*self.lift.states, *self.lift.lengths)):
+                cell = _cell(self.model, path)
+                state = cell.pack_state([tensors[index] for index in slots.states[path]]) if path in slots.states else None
+                given = tensors[slots.lengths] if slots.lengths is not None and path in self.lift.lengths else None
+                stack.enter_context(_injected(path, cell, state, given, collected))
+            result = self.model(*pytree.tree_unflatten([tensors[index] for index in slots.user], self._structure))
+        leaves = [leaf for leaf in pytree.tree_leaves(result) if leaf is not None]
+        states = [tensor for path in self.lift.states for tensor in collected[path]]
+        return (*(leaves[index] for index in self._order), *states)
+
+
+def _cell(model: nn.Module, path: str) -> SequenceCell:
+    cell = model.get_submodule(path)
+    assert isinstance(cell, SequenceCell)
+    return cell
+
+
+@contextlib.contextmanager
+def _injected(
+    path: str, cell: SequenceCell, state: Any, lengths: Tensor | None, collected: dict[str, tuple[Tensor, ...]]
+) -> Iterator[None]:
+    """Give a cell its state and lengths at its next call, and collect its final state."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = _bind(args, kwargs)
+        if state is not None:
+            bound["state"] = state
+        if lengths is not None:
+            bound["lengths"] = lengths
+        return (), bound
+
+    def after(_: nn.Module, __: tuple[Any, ...], result: tuple[Tensor, Any]) -> None:
+        final = result[1]
+        collected[path] = (final,) if isinstance(final, Tensor) else tuple(final)
+
+    handles = [cell.register_forward_pre_hook(before, with_kwargs=True), cell.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {"state": None, "lengths": None, **dict(zip(("input", "state", "lengths"), args, strict=False)), **kwargs}
+
+
+def probe(model: nn.Module, leaves: Sequence[Leaf], structure: Any) -> tuple[list[Call], list[Tensor]]:
+    """Run the module once and see how its cells are called.
+
+    Returns:
+        The recurrent cells in the order of their first call, and the module's results.
+    """
+    calls: dict[str, Call] = {}
+    values = [leaf.example for leaf in leaves]
+
+    def watch(path: str, cell: SequenceCell) -> Any:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            bound = _bind(args, kwargs)
+            call = calls.setdefault(path, Call(path, cell))
+            call.count += 1
+            call.default_state = bound["state"] is None
+            call.default_lengths = bound["lengths"] is None
+            call.lengths_are = next((i for i, value in enumerate(values) if value is bound["lengths"]), None)
+
+        return cell.register_forward_pre_hook(before, with_kwargs=True)
+
+    handles = [watch(path, cell) for path, cell in model.named_modules() if isinstance(cell, SequenceCell)]
+    try:
+        with torch.no_grad():
+            result = model(*pytree.tree_unflatten(values, structure))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(calls.values()), [leaf for leaf in pytree.tree_leaves(result) if leaf is not None]
+
+
+@dataclass
+class Captured:
+    """A module ready to be traced: flat, with names and axes for every tensor.
+
+    Attributes:
+        module: the flat module.
+        inputs: inputs that are not states, in order; added lengths last.
+        states: the state pairs, in order.
+        outputs: name and axes of each output that is not a state.
+        lengths: name of the input that holds the valid steps, if there is one.
+        added_lengths: whether cellport added that input.
+        sizes: a size for each axis name that an example run uses.
+        notes: what was decided on the way and why, for the report.
+    """
+
+    module: Flat
+    inputs: list[Leaf]
+    states: list[State]
+    outputs: list[tuple[str, Axes]]
+    lengths: str | None
+    added_lengths: bool
+    sizes: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+    def leaves(self) -> list[Leaf]:
+        """Every input in the order of the flat module's arguments."""
+        return [*self.inputs, *(Leaf(each.input, each.axes, each.initial) for each in self.states)]
+
+    def contract(self) -> Contract:
+        """What a chunked run has to know."""
+        return Contract(
+            inputs={leaf.name: leaf.axes for leaf in self.inputs},
+            outputs=dict(self.outputs),
+            states={state.input: (state.output, state.axes) for state in self.states},
+            lengths=self.lengths,
+        )
+
+    def example(self, sizes: Mapping[str, int]) -> list[Tensor]:
+        """Arguments for the flat module with axes of the given sizes; lengths cover the whole time axis."""
+        values = []
+        for leaf in self.leaves():
+            value = leaf.sized(sizes)
+            if leaf.name == self.lengths:
+                value = torch.full_like(value, sizes.get(TIME, 1))
+            values.append(value.contiguous())
+        return values
+
+    def runner(self, dtype: torch.dtype) -> "TorchRunner":
+        """A copy of the module in the given precision as a function of named arrays."""
+        return TorchRunner(self, dtype)
+
+
+class TorchRunner:
+    """A captured module, in eager PyTorch and a precision of choice, as a function of named arrays.
+
+    States that are not given start at their initial value, lengths that are not given cover the whole time axis.
+    """
+
+    def __init__(self, captured: Captured, dtype: torch.dtype) -> None:
+        self._captured = captured
+        self._dtype = dtype
+        self._module = captured.module
+        if any(p.is_floating_point() and p.dtype != dtype for p in _tensors(captured.module)):
+            self._module = copy.deepcopy(captured.module).to(dtype)
+
+    def __call__(self, feeds: Arrays) -> Arrays:
+        """Run the module; a float input is converted to the runner's precision."""
+        captured = self._captured
+        batch = next(
+            feeds[leaf.name].shape[leaf.axes.index(BATCH)]
+            for leaf in captured.inputs
+            if BATCH in leaf.axes and leaf.name in feeds
+        )
+        arguments = []
+        for leaf in captured.inputs:
+            if leaf.name in feeds:
+                arguments.append(self._tensor(feeds[leaf.name]))
+            elif leaf.name == captured.lengths:
+                arguments.append(torch.full((batch,), -1))
+            else:
+                raise ExportError(f"input {leaf.name!r} is missing")
+        for state in captured.states:
+            if state.input in feeds:
+                arguments.append(self._tensor(feeds[state.input]))
+            else:
+                shape = [batch if axis == BATCH else axis for axis in state.axes]
+                arguments.append(self._convert(state.initial).expand(*shape))
+        with torch.no_grad():
+            results = self._module(*arguments)
+        names = [name for name, _ in captured.outputs] + [state.output for state in captured.states]
+        return {name: value.numpy() for name, value in zip(names, results, strict=True)}
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return self._convert(torch.from_numpy(np.ascontiguousarray(array)))
+
+    def _convert(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def capture(
+    model: nn.Module,
+    leaves: Sequence[Leaf],
+    structure: Any,
+    output_names: Sequence[str] | None,
+    states: Mapping[str, str],
+    calls: Sequence[Call],
+    lift: Lift,
+) -> Captured:
+    """Make the flat module and name its tensors.
+
+    Args:
+        model: the user's module in evaluation mode.
+        leaves: its flattened arguments.
+        structure: how they are put together.
+        output_names: names of its results, flattened; None numbers them.
+        states: output name by input name of the states that the user's forward takes and returns.
+        calls: what a probing run saw.
+        lift: what to take from the cells.
+
+    Raises:
+        ExportError: a name is unknown or repeated, or the two sides of a state pair differ in shape.
+    """
+    user = list(leaves)
+    sizes = {axis: max(2, _example_size(user, axis)) for axis in axis_names(user)}
+    positions = tuple(range(len(user)))
+    with torch.no_grad():
+        results = model(*pytree.tree_unflatten([leaf.example for leaf in user], structure))
+        count = len([leaf for leaf in pytree.tree_leaves(results) if leaf is not None])
+        names = _output_names(output_names, count)
+        plain = Flat(model, structure, Slots(positions), range(count), Lift())
+        result = dict(result_axes(plain, _whole(user, calls), names, sizes))
+    user_states = _user_states(user, result, states)
+    state_outputs = [state.output for state in user_states]
+    order = [index for index, name in enumerate(names) if name not in state_outputs]
+    order += [names.index(name) for name in state_outputs]
+    given = next((user[call.lengths_are] for call in calls if call.lengths_are is not None), None)
+    lengths = None if given is None else given.name
+    inputs = [leaf for leaf in user if leaf.name not in states]
+    if lift.lengths:
+        lengths = _free_name(LENGTHS, [leaf.name for leaf in user])
+        inputs.append(Leaf(lengths, (BATCH,), torch.full((sizes.get(BATCH, 1),), -1)))
+    lifted = {path: _lifted_states(path, _cell(model, path)) for path in lift.states}
+    every = [*user_states, *(state for group in lifted.values() for state in group)]
+    arguments = [leaf.name for leaf in inputs] + [state.input for state in every]
+    _check_names("input", arguments)
+    _check_names("output", names + [state.output for group in lifted.values() for state in group])
+    slots = Slots(
+        user=tuple(arguments.index(leaf.name) for leaf in user),
+        lengths=len(inputs) - 1 if lift.lengths else None,
+        states={path: tuple(arguments.index(state.input) for state in group) for path, group in lifted.items()},
+    )
+    return Captured(
+        module=Flat(model, structure, slots, order, lift),
+        inputs=inputs,
+        states=every,
+        outputs=[(name, axes) for name, axes in result.items() if name not in state_outputs],
+        lengths=lengths,
+        added_lengths=bool(lift.lengths),
+        sizes=sizes,
+    )
+
+
+def _check_names(what: str, names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ExportError(f"{what} name {repeated[0]!r} is used twice; lifted states take the path of their cell")
+
+
+def _example_size(leaves: Sequence[Leaf], axis: str) -> int:
+    return next(leaf.example.shape[leaf.axes.index(axis)] for leaf in leaves if axis in leaf.axes)
+
+
+def _whole(leaves: Sequence[Leaf], calls: Sequence[Call]) -> list[Leaf]:
+    """The leaves, with lengths that any time axis can hold."""
+    known = {call.lengths_are for call in calls}
+    return [
+        Leaf(leaf.name, leaf.axes, torch.ones_like(leaf.example)) if index in known else leaf
+        for index, leaf in enumerate(leaves)
+    ]
+
+
+def _output_names(given: Sequence[str] | None, count: int) -> list[str]:
+    if given is None:
+        return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
+    if len(given) != count:
+        raise ExportError(f"output_names has {len(given)} names {list(given)}; the model returns {count} tensors")
+    if len(set(given)) != len(given):
+        raise ExportError(f"output_names has {list(given)}; each name may appear once")
+    return list(given)
+
+
+def _user_states(leaves: Sequence[Leaf], results: Mapping[str, Axes], states: Mapping[str, str]) -> list[State]:
+    by_name = {leaf.name: leaf for leaf in leaves}
+    found = []
+    for input, output in states.items():
+        if input not in by_name:
+            raise ExportError(f"state names the input {input!r}; the inputs are {list(by_name)}")
+        if output not in results:
+            raise ExportError(f"state names the output {output!r}; the outputs are {list(results)}")
+        leaf = by_name[input]
+        if BATCH not in leaf.axes:
+            raise ExportError(f"state input {input!r} has axes {list(leaf.axes)}; dynamic_shapes must name its 'batch'")
+        if leaf.axes != results[output]:
+            raise ExportError(
+                f"state input {input!r} has axes {list(leaf.axes)} and its output {output!r} {list(results[output])}; "
+                "both must be the same"
+            )
+        shape = [1 if isinstance(axis, str) else axis for axis in leaf.axes]
+        found.append(State(input, output, leaf.axes, torch.zeros(shape, dtype=leaf.example.dtype)))
+    return found
+
+
+def _lifted_states(path: str, cell: SequenceCell) -> list[State]:
+    like = next(cell.parameters())
+    found = []
+    for name, shape in zip(cell.state_names, cell.state_shapes(1), strict=True):
+        full = f"{path}.{name}" if path else name
+        axes = (shape[0], BATCH, *shape[2:])
+        found.append(State(full, f"{full}_out", axes, torch.zeros(shape, dtype=like.dtype)))
+    return found
+
+
+def _free_name(name: str, taken: Sequence[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name

@@ -1,0 +1,345 @@
+"""`to_onnx`: from an nn.Module to a verified, self-describing ONNX file."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from cellport.errors import CellportError, EquivalenceError, ExportError
+from cellport.manifest import (
+    BATCH,
+    METADATA_KEY,
+    TIME,
+    Axes,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    Source,
+    StateSpec,
+    TableSpec,
+)
+
+from . import passes
+from .capture import Call, Captured, Lift, State, capture, probe
+from .passes.optional_inputs import Default
+from .proofs import why_not_causal, why_padding_is_read
+from .ranges import index_ranges
+from .report import Report
+from .runtime import OnnxRunner
+from .signature import Leaf, argument_leaves
+from .translate import quiet, translate
+from .verification import QUICK, compare
+
+_EXTERNAL_DATA_FROM = 1 << 30
+
+
+def to_onnx(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    f: str | os.PathLike[str],
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
+    opset_version: int = 20,
+    state: Mapping[str, str] | Literal["auto"] | None = "auto",
+    state_inputs: Literal["optional", "required"] = "optional",
+    lengths: Literal["auto"] | None = "auto",
+    lookup: bool | Literal["auto"] = "auto",
+    weights: Literal["float32"] = "float32",
+    verify: bool = True,
+) -> Report:
+    """Export a recurrent model to an ONNX file that describes itself, and prove that it computes the same.
+
+    What this function shares with `torch.onnx.export` has its name and meaning there.
+
+    Args:
+        model: any module made of `cellport.cells` and ordinary torch layers, in evaluation mode.
+        args: example arguments: tensors and (named) tuples of tensors. Their sizes do not matter, their integers are
+            taken as examples of valid ones.
+        f: the file to write.
+        input_names: a name for each tensor of `args`; default the names of forward's parameters.
+        output_names: a name for each tensor that the model returns.
+        dynamic_shapes: the axes that may change, as of `torch.export.export`; name the axis of rows ``"batch"`` and
+            the axis of steps ``"time"``.
+        opset_version: 18 to 22.
+        state: output name to input name of each state that the model's forward takes and returns;
+            ``"auto"`` also lifts the state of each unidirectional cell that forward leaves at its default to an input
+            ``<path>.<state>`` and an output ``<path>.<state>_out``, if a chunked run then proves equal to one pass;
+            None leaves the states inside.
+        state_inputs: ``"optional"`` states default to their initial value; ``"required"`` ones must be given.
+        lengths: ``"auto"`` adds an optional input ``lengths`` (int64 [batch], −1 for the whole time axis), wired to
+            every cell that is not given lengths, if padded runs then prove equal to unpadded ones; None does not.
+        lookup: ``"auto"`` folds embeddings and the projections behind them into lookup tables where that is worth
+            its bytes; True insists; False leaves them.
+        weights: element type of weights.
+        verify: compare the file with the module over a quick grid (`cellport.export.verify` runs the full one).
+
+    Returns:
+        A report: the manifest, sizes, figures, and what was decided and why.
+
+    Raises:
+        ExportError: the model cannot be exported as asked; the message says what to change.
+        EquivalenceError: the file does not compute what the module computes; the file is removed.
+    """
+    started = time.perf_counter()
+    path = Path(f)
+    _check_arguments(model, args, state, state_inputs, lengths, lookup, weights)
+    leaves, structure = argument_leaves(model, args, input_names, dynamic_shapes)
+    calls, _ = probe(model, leaves, structure)
+    pairs = {} if state in ("auto", None) else {input: output for output, input in dict(state).items()}
+    captured, causal = _capture(model, leaves, structure, output_names, pairs, calls, state == "auto", lengths == "auto")
+    folding = passes.LookupTables(lookup)
+    graph = _graph(captured, opset_version, folding)
+    if lookup is True and not folding.tables:
+        raise ExportError("lookup=True, but no embedding feeds a projection whose rows could be computed in advance")
+    _finish(graph, captured, state_inputs == "optional")
+    manifest = _manifest(graph, captured, causal, folding.tables, model, structure, leaves, state_inputs == "required")
+    notes = [*captured.notes, *folding.notes]
+    _save(graph, manifest, path)
+    if verify:
+        try:
+            figures = compare(
+                manifest, OnnxRunner(path), captured.runner(torch.float32), captured.runner(torch.float64), QUICK
+            )
+        except EquivalenceError:
+            path.unlink()
+            raise
+        manifest = replace(manifest, verification=figures)
+        _save(graph, manifest, path)
+    nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(graph.graph))
+    data = path.with_name(path.name + ".data")
+    size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    return Report(path, size, nodes, manifest, tuple(notes), time.perf_counter() - started)
+
+
+def _check_arguments(
+    model: nn.Module, args: object, state: object, state_inputs: object, lengths: object, lookup: object, weights: object
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"model is a {type(model).__name__}; accepted: a torch.nn.Module")
+    if not isinstance(args, tuple):
+        raise ExportError(f"args is a {type(args).__name__}; accepted: a tuple of example arguments")
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise ExportError(f"{training[0]} is in training mode; call model.eval() before exporting")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            kind = type(module).__name__
+            raise ExportError(
+                f"{name or 'the model'} is a torch.nn.{kind}; use cellport.cells.{kind}, which takes the same arguments "
+                "and loads the same state_dict"
+            )
+    choices: dict[str, tuple[object, tuple[object, ...]]] = {
+        "state_inputs": (state_inputs, ("optional", "required")),
+        "lengths": (lengths, ("auto", None)),
+        "lookup": (lookup, ("auto", True, False)),
+        "weights": (weights, ("float32",)),
+    }
+    for name, (value, accepted) in choices.items():
+        if value not in accepted:
+            raise ExportError(f"{name} is {value!r}; accepted: {', '.join(map(repr, accepted))}")
+    if not (state in ("auto", None) or isinstance(state, Mapping)):
+        raise ExportError(f"state is {state!r}; accepted: 'auto', None, or a mapping from output name to input name")
+
+
+def _capture(
+    model: nn.Module,
+    leaves: Sequence[Leaf],
+    structure: Any,
+    output_names: Sequence[str] | None,
+    pairs: Mapping[str, str],
+    calls: Sequence[Call],
+    lift_states: bool,
+    lift_lengths: bool,
+) -> tuple[Captured, bool]:
+    """Capture the module with as much lifted as proves right; return it with whether it is causal."""
+    notes: list[str] = []
+
+    def attempt(lift: Lift) -> Captured:
+        return capture(model, leaves, structure, output_names, pairs, calls, lift)
+
+    def build(lift: Lift, proof: Callable[[Captured], str | None]) -> tuple[Captured | None, str]:
+        try:
+            made = attempt(lift)
+        except CellportError as error:
+            return None, str(error)
+        reason = proof(made)
+        return (made, "") if reason is None else (None, reason)
+
+    timed = any(TIME in leaf.axes for leaf in leaves) and any(BATCH in leaf.axes for leaf in leaves)
+    captured = attempt(Lift())
+    free = [call for call in calls if call.default_lengths]
+    if lift_lengths and timed and captured.lengths is None and free:
+        better, reason = build(Lift(lengths=tuple(call.path for call in free)), why_padding_is_read)
+        if better is None:
+            notes.append(f"no lengths input, so only rows of equal length can share a batch: {reason}")
+        else:
+            captured = better
+            notes.append("lengths added: padded rows proved equal to unpadded ones")
+    default = [call for call in calls if call.default_state]
+    blocked = [call for call in default if call.cell.bidirectional or call.count > 1]
+    causal = False
+    if lift_states and timed and default and not blocked:
+        lift = Lift(states=tuple(call.path for call in default), lengths=captured.module.lift.lengths)
+        better, reason = build(lift, why_not_causal)
+        if better is None:
+            notes.append(f"states left inside: {reason}")
+        else:
+            captured, causal = better, True
+            notes.append("states lifted: a run in chunks proved equal to one pass")
+    elif lift_states and blocked:
+        call = blocked[0]
+        why = "runs in both directions" if call.cell.bidirectional else f"is called {call.count} times"
+        notes.append(f"states left inside: {call.path or 'the model'} {why}")
+    if captured.states and not causal:
+        failure = why_not_causal(captured)
+        causal = failure is None
+        notes.append("causal: a run in chunks proved equal to one pass" if causal else f"not causal: {failure}")
+    captured.notes = notes
+    return captured, causal
+
+
+def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables) -> ir.Model:
+    """Trace, translate and optimise."""
+    leaves = captured.leaves()
+    dimensions = {axis: torch.export.Dim(axis, min=1) for axis in captured.sizes}
+    shapes = tuple(
+        {position: dimensions[axis] for position, axis in enumerate(leaf.axes) if isinstance(axis, str)}
+        for leaf in leaves
+    )
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(
+                captured.module, tuple(captured.example(captured.sizes)), dynamic_shapes=(shapes,), strict=False
+            )
+    except CellportError:
+        raise
+    except Exception as error:  # whatever the user's forward and torch's tracer raise
+        raise ExportError(_why_not_traced(error)) from error
+    graph = translate(program, opset_version)
+    clean: list[ir.passes.InPlacePass] = [
+        passes.FoldConstants(),
+        passes.RemoveDead(),
+        passes.CleanScans(),
+        passes.ReverseScans(),
+        passes.MoveTransposes(),
+        passes.RemoveDead(),
+    ]
+    ir.passes.PassManager([*clean, *clean[-2:], folding, *clean], steps=1)(graph)
+    inputs = [(leaf.name, leaf.axes) for leaf in leaves]
+    outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]
+    passes.NameTensors(inputs, outputs, prefix="model.")(graph)
+    return graph
+
+
+def _why_not_traced(error: Exception) -> str:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if "data-dependent" in text.lower() or "GuardOnDataDependent" in type(error).__name__:
+        return f"the model branches or sizes a tensor on the values of its inputs: {first}"
+    if "specializ" in text or "Constraints violated" in text:
+        return f"the model fixes an axis that dynamic_shapes declares dynamic: {' '.join(text.split())[:500]}"
+    return f"torch.export cannot trace the model: {first}"
+
+
+def _finish(graph: ir.Model, captured: Captured, optional: bool) -> None:
+    """Make states and added lengths optional."""
+    defaults: dict[str, Default] = {}
+    if captured.added_lengths and captured.lengths is not None:
+        value = next(leaf for leaf in captured.inputs if leaf.name == captured.lengths).example[:1]
+        defaults[captured.lengths] = Default(value.numpy(), 0)
+    if optional:
+        for each in captured.states:
+            defaults[each.input] = Default(each.initial.numpy(), each.axes.index(BATCH))
+    if defaults:
+        first = next(leaf for leaf in captured.inputs if BATCH in leaf.axes and leaf.name not in defaults)
+        passes.OptionalInputs(defaults, (first.name, first.axes.index(BATCH)))(graph)
+
+
+def _manifest(
+    graph: ir.Model,
+    captured: Captured,
+    causal: bool,
+    tables: Sequence[passes.FoldedTable],
+    model: nn.Module,
+    structure: Any,
+    leaves: Sequence[Leaf],
+    required: bool,
+) -> Manifest:
+    ranges = index_ranges(graph)
+    dtypes = {value.name: _dtype(value) for value in (*graph.graph.inputs, *graph.graph.outputs)}
+    inputs = tuple(
+        InputSpec(
+            name=leaf.name,
+            dtype=dtypes[leaf.name],
+            axes=leaf.axes,
+            role="lengths" if leaf.name == captured.lengths else "sequence" if TIME in leaf.axes else "static",
+            range=ranges.get(leaf.name),
+            optional=captured.added_lengths and leaf.name == captured.lengths,
+        )
+        for leaf in captured.inputs
+    )
+    outputs = tuple(
+        OutputSpec(name=name, dtype=dtypes[name], axes=axes, chunking="concatenate" if TIME in axes else "last")
+        for name, axes in captured.outputs
+    )
+    try:
+        written = pytree.treespec_dumps(structure)
+    except (NotImplementedError, ValueError, AssertionError):
+        written = None
+    lift = captured.module.lift
+    source = Source(
+        model=f"{type(model).__module__}.{type(model).__qualname__}",
+        opset=graph.opset_imports[""],
+        versions={name: version(name) for name in ("cellport", "torch", "onnx", "onnxscript", "onnx-ir")},
+        arguments=tuple(leaf.name for leaf in leaves),
+        structure=written,
+        lifted_states=lift.states,
+        lifted_lengths=lift.lengths,
+    )
+    return Manifest(
+        inputs=inputs,
+        outputs=outputs,
+        states=tuple(_state(each, dtypes, required) for each in captured.states),
+        causal=causal,
+        tables=tuple(
+            TableSpec(name=t.name, vocabulary=t.vocabulary, width=t.width, dtype=t.dtype, bytes=t.bytes) for t in tables
+        ),
+        source=source,
+    )
+
+
+def _state(state: State, dtypes: Mapping[str | None, str], required: bool) -> StateSpec:
+    axes: Axes = state.axes
+    return StateSpec(
+        input=state.input, output=state.output, dtype=dtypes[state.input], axes=axes, required=required
+    ).with_initial(state.initial.numpy())
+
+
+def _dtype(value: ir.Value) -> str:
+    assert value.dtype is not None
+    return str(value.dtype.numpy())
+
+
+def _save(graph: ir.Model, manifest: Manifest, path: Path) -> None:
+    """Write the file and check it in full."""
+    graph.metadata_props[METADATA_KEY] = manifest.to_json()
+    graph.producer_name, graph.producer_version = "cellport", version("cellport")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
+    external = f"{path.name}.data" if size >= _EXTERNAL_DATA_FROM else None
+    ir.save(graph, path, external_data=external)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error

@@ -1,0 +1,42 @@
+"""What an export did."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellport.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an export made and what was decided on the way.
+
+    Attributes:
+        path: the file.
+        bytes: its size, external data included.
+        nodes: nodes in the graph, those inside Scan bodies included.
+        manifest: the manifest in the file.
+        notes: decisions and their reasons, one sentence each.
+        seconds: time of the whole export, verification included.
+    """
+
+    path: Path
+    bytes: int
+    nodes: int
+    manifest: Manifest
+    notes: tuple[str, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        """The report as text."""
+        lines = [f"{self.path}: {self.bytes / 2**20:.1f} MiB, {self.nodes} nodes, {self.seconds:.1f} s"]
+        lines += [f"  {note}" for note in self.notes]
+        verification = self.manifest.verification
+        if verification is None:
+            lines.append("  not verified")
+        else:
+            lines.append(f"  equal to PyTorch in {verification.cases} cases:")
+            for each in verification.outputs:
+                lines.append(
+                    f"    {each.name}: error {each.onnx_error:.2e} against float64 (PyTorch's own {each.torch_error:.2e})"
+                )
+        return "\n".join(lines)

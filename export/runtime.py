@@ -1,0 +1,43 @@
+"""Runs of an exported file in onnxruntime."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from cellport.errors import ExportError
+from cellport.manifest import Manifest
+
+from .runs import Arrays
+
+
+class OnnxRunner:
+    """An ONNX file in onnxruntime as a function of named arrays.
+
+    Attributes:
+        session: the session.
+        outputs: names of the outputs.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a class of its own for each status, with no common base
+            raise ExportError(f"onnxruntime cannot load {str(path)!r}: {error}") from error
+        self.outputs = [each.name for each in self.session.get_outputs()]
+
+    def __call__(self, feeds: Arrays) -> Arrays:
+        """Run the file; optional inputs may be left out."""
+        contiguous = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+        return dict(zip(self.outputs, self.session.run(None, contiguous), strict=True))
+
+    def manifest(self) -> Manifest:
+        """The manifest in the file's metadata.
+
+        Raises:
+            ManifestError: there is none, or it is not valid.
+        """
+        return Manifest.from_metadata(self.session.get_modelmeta().custom_metadata_map)

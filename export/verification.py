@@ -1,0 +1,216 @@
+"""The proof that an exported file computes what the PyTorch module computes.
+
+The truth is a float64 run of the module. For every output of every case, the largest absolute error of onnxruntime
+against that truth may be at most four times that of PyTorch's own float32 run, plus 1e-6 · max(1, largest absolute
+truth). The bound follows the module: one that loses digits in PyTorch may lose as many in ONNX, and no more.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cellport.errors import EquivalenceError
+from cellport.manifest import BATCH, TIME, InputSpec, Manifest, OutputFigures, Verification
+
+from .runs import Array, Arrays, Contract, Runner, in_chunks, valid_part
+
+FACTOR = 4.0
+SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        batch: rows.
+        steps: size of the time axis.
+        ragged: rows of different lengths, zero among them, with garbage after them.
+        random_state: random instead of default initial states.
+        chunk: steps of each run; None for one pass.
+        seed: of the inputs.
+    """
+
+    batch: int
+    steps: int
+    ragged: bool
+    random_state: bool
+    chunk: int | None
+    seed: int
+
+    def __str__(self) -> str:
+        parts = [f"batch {self.batch}", f"{self.steps} steps"]
+        parts.append("ragged lengths" if self.ragged else "full lengths")
+        parts.append("random initial state" if self.random_state else "default initial state")
+        parts.append("one pass" if self.chunk is None else f"chunks of {self.chunk}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cases to compare: every combination of the axes below that the model's manifest allows."""
+
+    batches: tuple[int, ...] = (1, 2, 7)
+    steps: tuple[int, ...] = (1, 2, 13, 64)
+    chunks: tuple[int | None, ...] = (None, 5, 1)
+    seed: int = 0
+
+    def cases(self, manifest: Manifest) -> Iterator[Case]:
+        """Enumerate the cases that make sense for a model."""
+        timed = any(TIME in each.axes for each in manifest.inputs)
+        steps = self.steps if timed else (1,)
+        ragged = (False, True) if manifest.lengths is not None else (False,)
+        random_state = (False, True) if manifest.states else (False,)
+        chunks = self.chunks if manifest.causal and timed else (None,)
+        combinations = itertools.product(self.batches, steps, ragged, random_state, chunks)
+        for number, (batch, length, uneven, random, chunk) in enumerate(combinations):
+            if chunk is None or chunk < length:
+                yield Case(batch, length, uneven, random, chunk, self.seed + number)
+
+
+QUICK = Grid(batches=(1, 3), steps=(1, 9), chunks=(None, 4, 1))
+"""What `to_onnx` runs."""
+
+
+def compare(
+    manifest: Manifest,
+    onnx: Runner,
+    float32: Runner,
+    float64: Runner,
+    grid: Grid,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Compare a file with the module it was made from.
+
+    Args:
+        manifest: the file's manifest.
+        onnx: runs the file.
+        float32: runs the module in float32.
+        float64: runs the module in float64.
+        grid: the cases.
+        progress: called with the cases done and in all.
+
+    Returns:
+        The largest errors of each output.
+
+    Raises:
+        EquivalenceError: a case breaks the rule; the message names the worst.
+    """
+    contract = Contract.of(manifest)
+    cases = list(grid.cases(manifest))
+    figures: dict[str, OutputFigures] = {}
+    worst: tuple[float, str] | None = None
+    for number, case in enumerate(cases):
+        for name, (error, own, largest, exact) in _errors(manifest, contract, onnx, float32, float64, case).items():
+            seen = figures.get(name)
+            figures[name] = OutputFigures(
+                name=name,
+                onnx_error=max(error, seen.onnx_error if seen else 0.0),
+                torch_error=max(own, seen.torch_error if seen else 0.0),
+                largest_truth=max(largest, seen.largest_truth if seen else 0.0),
+            )
+            bound = 0.0 if exact else FACTOR * own + SLACK * max(1.0, largest)
+            if not error <= bound:
+                excess = error / bound if bound else np.inf
+                if worst is None or not excess <= worst[0]:
+                    message = (
+                        f"output {name!r} is off by {error:.3g} at {case}; the float64 truth allows {bound:.3g} "
+                        f"(PyTorch's own float32 error is {own:.3g}, the largest value {largest:.3g})"
+                    )
+                    worst = (excess, message)
+        if progress is not None:
+            progress(number + 1, len(cases))
+    if worst is not None:
+        raise EquivalenceError(worst[1])
+    return Verification(cases=len(cases), outputs=tuple(figures.values()))
+
+
+def _errors(
+    manifest: Manifest, contract: Contract, onnx: Runner, float32: Runner, float64: Runner, case: Case
+) -> dict[str, tuple[float, float, float, bool]]:
+    """For each output: onnxruntime's error, PyTorch's, the largest truth, and whether it must be exact."""
+    clean, garbage = feeds(manifest, case)
+    lengths = clean.get(contract.lengths) if contract.lengths is not None else None
+    truth, own = float64(clean), float32(clean)
+    if case.chunk is None:
+        found = onnx(garbage)
+    else:
+        boundaries = [*range(0, case.steps, case.chunk), case.steps]
+        found = in_chunks(onnx, contract, garbage, boundaries)
+    axes = dict(contract.outputs) | dict(contract.states.values())
+    result = {}
+    for name, value in truth.items():
+        exact = value.dtype.kind not in "fc"
+        parts = [valid_part(each[name], axes[name], lengths) for each in (truth, own, found)]
+        if parts[2].shape != parts[0].shape:
+            raise EquivalenceError(
+                f"output {name!r} has shape {list(parts[2].shape)} at {case}; PyTorch gives {list(parts[0].shape)}"
+            )
+        if exact:
+            # Where float32 itself decides otherwise than float64 (a tie of two classes), either answer is right.
+            wrong = (parts[2] != parts[0]) & (parts[2] != parts[1])
+            result[name] = (float(wrong.sum()), 0.0, 0.0, True)
+        else:
+            error, torch_error = _distance(parts[2], parts[0]), _distance(parts[1], parts[0])
+            finite = np.abs(parts[0][np.isfinite(parts[0])])
+            result[name] = (error, torch_error, float(finite.max(initial=0.0)), False)
+    return result
+
+
+def _distance(value: Array, truth: Array) -> float:
+    """The largest absolute difference; infinite where only one of both is not a number."""
+    if value.size == 0:
+        return 0.0
+    value = value.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = np.where(value == truth, 0.0, np.abs(value - truth))
+    difference = np.where(np.isnan(value) & np.isnan(truth), 0.0, difference)
+    return float(np.where(np.isnan(difference), np.inf, difference).max())
+
+
+def feeds(manifest: Manifest, case: Case) -> tuple[Arrays, Arrays]:
+    """Draw the inputs of a case.
+
+    Returns:
+        The inputs with clean padding, and the same with garbage in it (NaN, or other valid integers).
+    """
+    rng = np.random.default_rng(case.seed)
+    sizes: dict[str, int] = {BATCH: case.batch, TIME: case.steps}
+    clean: Arrays = {}
+    garbage: Arrays = {}
+    lengths = None
+    if case.ragged and manifest.lengths is not None:
+        lengths = rng.integers(0, case.steps + 1, case.batch)
+        lengths[rng.integers(case.batch)] = case.steps
+        clean[manifest.lengths.name] = garbage[manifest.lengths.name] = lengths
+    for spec in manifest.inputs:
+        if spec.role == "lengths":
+            if lengths is None and not spec.optional:
+                clean[spec.name] = garbage[spec.name] = np.full(case.batch, case.steps)
+            continue
+        shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 3) for axis in spec.axes)
+        value = _draw(rng, spec, shape)
+        clean[spec.name] = valid_part(value, spec.axes, lengths)
+        dirty = np.full(shape, np.nan, spec.dtype) if value.dtype.kind == "f" else _draw(rng, spec, shape)
+        valid = valid_part(np.ones(shape, bool), spec.axes, lengths)
+        garbage[spec.name] = np.where(valid, value, dirty)
+    for state in manifest.states:
+        shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 3) for axis in state.axes)
+        if case.random_state:
+            value = (0.5 * rng.standard_normal(shape)).astype(state.dtype)
+            clean[state.input] = garbage[state.input] = value
+        elif state.required:
+            clean[state.input] = garbage[state.input] = np.broadcast_to(state.initial_value(), shape).copy()
+    return clean, garbage
+
+
+def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
+    if spec.dtype.startswith(("int", "uint")):
+        low, high = (spec.range.minimum, spec.range.maximum) if spec.range is not None else (0, 1)
+        return rng.integers(low, high, shape, endpoint=True).astype(spec.dtype)
+    if spec.dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    return rng.standard_normal(shape).astype(spec.dtype)
