@@ -106,6 +106,11 @@ class Flat(nn.Module):
         self._order = order
         self.lift = lift
 
+    def in_precision(self, dtype: torch.dtype) -> "Flat":
+        """The same function in another precision, on a copy of the user's module."""
+        model = copy.deepcopy(self.model).to(dtype)
+        return Flat(model, self._structure, self._slots, self._order, self.lift)
+
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the user's module."""
         slots = self._slots
@@ -113,7 +118,9 @@ class Flat(nn.Module):
         with contextlib.ExitStack() as stack:
             for path in dict.fromkeys((*self.lift.states, *self.lift.lengths)):
                 cell = _cell(self.model, path)
-                state = cell.pack_state([tensors[index] for index in slots.states[path]]) if path in slots.states else None
+                state = (
+                    cell.pack_state([tensors[index] for index in slots.states[path]]) if path in slots.states else None
+                )
                 given = tensors[slots.lengths] if slots.lengths is not None and path in self.lift.lengths else None
                 stack.enter_context(_injected(path, cell, state, given, collected))
             result = self.model(*pytree.tree_unflatten([tensors[index] for index in slots.user], self._structure))
@@ -200,6 +207,7 @@ class Captured:
         lengths: name of the input that holds the valid steps, if there is one.
         added_lengths: whether cellport added that input.
         sizes: a size for each axis name that an example run uses.
+        results: names of the user's own results in the order of forward.
         notes: what was decided on the way and why, for the report.
     """
 
@@ -210,6 +218,7 @@ class Captured:
     lengths: str | None
     added_lengths: bool
     sizes: dict[str, int]
+    results: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
 
     def leaves(self) -> list[Leaf]:
@@ -251,7 +260,7 @@ class TorchRunner:
         self._dtype = dtype
         self._module = captured.module
         if any(p.is_floating_point() and p.dtype != dtype for p in _tensors(captured.module)):
-            self._module = copy.deepcopy(captured.module).to(dtype)
+            self._module = captured.module.in_precision(dtype)
 
     def __call__(self, feeds: Arrays) -> Arrays:
         """Run the module; a float input is converted to the runner's precision."""
@@ -273,7 +282,9 @@ class TorchRunner:
             if state.input in feeds:
                 arguments.append(self._tensor(feeds[state.input]))
             else:
-                shape = [batch if axis == BATCH else axis for axis in state.axes]
+                shape = [
+                    batch if axis == BATCH else size for axis, size in zip(state.axes, state.initial.shape, strict=True)
+                ]
                 arguments.append(self._convert(state.initial).expand(*shape))
         with torch.no_grad():
             results = self._module(*arguments)
@@ -352,6 +363,7 @@ def capture(
         lengths=lengths,
         added_lengths=bool(lift.lengths),
         sizes=sizes,
+        results=tuple(names),
     )
 
 

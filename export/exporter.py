@@ -96,8 +96,10 @@ def to_onnx(
     _check_arguments(model, args, state, state_inputs, lengths, lookup, weights)
     leaves, structure = argument_leaves(model, args, input_names, dynamic_shapes)
     calls, _ = probe(model, leaves, structure)
-    pairs = {} if state in ("auto", None) else {input: output for output, input in dict(state).items()}
-    captured, causal = _capture(model, leaves, structure, output_names, pairs, calls, state == "auto", lengths == "auto")
+    pairs = {input: output for output, input in state.items()} if isinstance(state, Mapping) else {}
+    captured, causal = _capture(
+        model, leaves, structure, output_names, pairs, calls, state == "auto", lengths == "auto"
+    )
     folding = passes.LookupTables(lookup)
     graph = _graph(captured, opset_version, folding)
     if lookup is True and not folding.tables:
@@ -123,7 +125,13 @@ def to_onnx(
 
 
 def _check_arguments(
-    model: nn.Module, args: object, state: object, state_inputs: object, lengths: object, lookup: object, weights: object
+    model: nn.Module,
+    args: object,
+    state: object,
+    state_inputs: object,
+    lengths: object,
+    lookup: object,
+    weights: object,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise ExportError(f"model is a {type(model).__name__}; accepted: a torch.nn.Module")
@@ -136,8 +144,8 @@ def _check_arguments(
         if isinstance(module, nn.RNNBase):
             kind = type(module).__name__
             raise ExportError(
-                f"{name or 'the model'} is a torch.nn.{kind}; use cellport.cells.{kind}, which takes the same arguments "
-                "and loads the same state_dict"
+                f"{name or 'the model'} is a torch.nn.{kind}; use cellport.cells.{kind}, which takes the same "
+                "arguments and loads the same state_dict"
             )
     choices: dict[str, tuple[object, tuple[object, ...]]] = {
         "state_inputs": (state_inputs, ("optional", "required")),
@@ -303,6 +311,7 @@ def _manifest(
         opset=graph.opset_imports[""],
         versions={name: version(name) for name in ("cellport", "torch", "onnx", "onnxscript", "onnx-ir")},
         arguments=tuple(leaf.name for leaf in leaves),
+        results=captured.results,
         structure=written,
         lifted_states=lift.states,
         lifted_lengths=lift.lengths,

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
+
+op: Any = opset18  # its stubs type tensors by element, which a translation does not know
 
 LSTM_GATES = (0, 3, 1, 2)
 """ONNX's gate order i, o, f, c in terms of torch's i, f, g, o."""

@@ -36,7 +36,6 @@ class Report:
         else:
             lines.append(f"  equal to PyTorch in {verification.cases} cases:")
             for each in verification.outputs:
-                lines.append(
-                    f"    {each.name}: error {each.onnx_error:.2e} against float64 (PyTorch's own {each.torch_error:.2e})"
-                )
+                errors = f"error {each.onnx_error:.2e} against float64 (PyTorch's own {each.torch_error:.2e})"
+                lines.append(f"    {each.name}: {errors}")
         return "\n".join(lines)

@@ -43,11 +43,11 @@ class Contract:
 
     def steps(self, feeds: Arrays) -> int:
         """The size of the time axis in `feeds`; 1 if there is none."""
-        return next((feeds[n].shape[a.index(TIME)] for n, a in self.inputs.items() if TIME in a and n in feeds), 1)
+        return next((int(feeds[n].shape[a.index(TIME)]) for n, a in self.inputs.items() if TIME in a and n in feeds), 1)
 
     def batch(self, feeds: Arrays) -> int:
         """The size of the batch axis in `feeds`."""
-        return next(feeds[n].shape[a.index(BATCH)] for n, a in self.inputs.items() if BATCH in a and n in feeds)
+        return next(int(feeds[n].shape[a.index(BATCH)]) for n, a in self.inputs.items() if BATCH in a and n in feeds)
 
 
 def in_chunks(run: Runner, contract: Contract, feeds: Arrays, boundaries: Iterable[int]) -> Arrays:

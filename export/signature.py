@@ -140,7 +140,8 @@ def _axes(name: str, value: Tensor, named: Mapping[int, Any]) -> Axes:
         label = axis if isinstance(axis, str) else getattr(axis, "__name__", None)
         if not isinstance(label, str) or not label.isidentifier():
             raise ExportError(
-                f"dynamic_shapes gives axis {position} of {name!r} as {axis!r}; accepted: a name such as 'batch', 'time'"
+                f"dynamic_shapes gives axis {position} of {name!r} as {axis!r}; "
+                "accepted: a name such as 'batch', 'time'"
             )
         axes[position] = label
     return tuple(axes)

@@ -31,7 +31,8 @@ def _remove_copies(body: ir.Graph) -> bool:
             continue
         source, copy = node.inputs[0], node.outputs[0]
         assert source is not None
-        inside = source.producer() is not None and source.producer().graph is body
+        producer = source.producer()
+        inside = producer is not None and producer.graph is body
         if copy in body.outputs and (not inside or source in body.outputs):
             continue
         for index, output in enumerate(body.outputs):

@@ -196,17 +196,18 @@ def _others_read(candidate: _Candidate) -> bool:
 def _fold(model: ir.Model, candidate: _Candidate) -> list[FoldedTable]:
     ids = candidate.gather.inputs[1]
     embedding = constant(candidate.table)
-    assert ids is not None and embedding is not None
+    assert ids is not None
+    assert embedding is not None
     base = (candidate.table.name or "embedding").removesuffix(".weight")
     tables = []
     for index, (value, rows) in enumerate(zip(candidate.results, _rows(candidate, embedding), strict=True)):
         table = add_initializer(model, f"{base}.table_{index}", rows)
         lookup = ir.node("Gather", [table, ids], {"axis": 0})
         new = lookup.outputs[0]
-        new.dtype, new.shape = value.dtype, value.shape
+        new.shape, new.type = value.shape, value.type
         graph_of(candidate.gather).insert_before(candidate.gather, lookup)
         ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
-        tables.append(FoldedTable(table.name or "", *rows.shape, dtype=str(rows.dtype), bytes=rows.nbytes))
+        tables.append(FoldedTable(table.name or "", len(rows), rows.shape[1], str(rows.dtype), rows.nbytes))
     return tables
 
 

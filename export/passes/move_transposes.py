@@ -59,11 +59,11 @@ def _above_gather(node: ir.Node, gather: ir.Node) -> bool:
     if permutation[id_rank:] != list(range(id_rank, id_rank + table_rank - 1)):
         return False
     turned = ir.node("Transpose", [ids], {"perm": permutation[:id_rank]})
-    turned.outputs[0].dtype = ids.dtype
+    turned.outputs[0].type = ids.type
     if ids.shape is not None:
         turned.outputs[0].shape = ir.Shape([ids.shape[axis] for axis in permutation[:id_rank]])
     rows = ir.node("Gather", [table, turned.outputs[0]], {"axis": 0})
-    rows.outputs[0].dtype, rows.outputs[0].shape = node.outputs[0].dtype, node.outputs[0].shape
+    rows.outputs[0].type, rows.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     rows.outputs[0].name = node.outputs[0].name
     graph = graph_of(node)
     graph.insert_before(node, [turned, rows])

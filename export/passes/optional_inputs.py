@@ -65,7 +65,7 @@ class OptionalInputs(ir.passes.InPlacePass):
             uses = list(value.uses())
             expand = ir.node("Expand", [value, whole], name=f"{name}_rows")
             rows = expand.outputs[0]
-            rows.name, rows.dtype, rows.shape = f"{name}_rows", value.dtype, value.shape
+            rows.name, rows.type, rows.shape = f"{name}_rows", value.type, value.shape
             for user, index in uses:
                 user.replace_input_with(index, rows)
             for index, output in enumerate(graph.outputs):

@@ -19,7 +19,7 @@ class RemoveDead(ir.passes.InPlacePass):
             common.DeduplicateInitializersPass(),
             common.CommonSubexpressionEliminationPass(),
             common.RemoveUnusedNodesPass(),
-            common.RemoveUnusedFunctionsPass(),
+            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),
         )
         return passes(model)

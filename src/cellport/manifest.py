@@ -199,7 +199,8 @@ class Source:
         opset: ONNX opset of the graph.
         versions: version of each program that took part, by its distribution name.
         arguments: names of the tensors that the module's forward takes, flattened, in its order.
-        structure: how those tensors are put together, as torch's pytree writes it; None if that cannot be written.
+        results: names of the tensors that forward returns, flattened, in its order.
+        structure: how those arguments are put together, as torch's pytree writes it; None if that cannot be written.
         lifted_states: paths of the cells whose state became an input of the graph.
         lifted_lengths: paths of the cells that are given the added lengths.
     """
@@ -208,6 +209,7 @@ class Source:
     opset: int
     versions: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
     structure: str | None = None
     lifted_states: tuple[str, ...] = ()
     lifted_lengths: tuple[str, ...] = ()

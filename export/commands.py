@@ -1,0 +1,137 @@
+"""The commands `cellport export`, `cellport verify` and `cellport inspect`."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellport.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .spec import ExportSpec
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `cellport export`."""
+    _add_model(parser)
+    parser.add_argument("--out", required=True, type=Path, help="the ONNX file to write")
+    parser.add_argument("--opset", type=int, default=20, help="18 to 22 (default 20)")
+    parser.add_argument("--lookup", choices=("auto", "yes", "no"), default="auto", help="lookup tables (default auto)")
+    parser.add_argument("--state-inputs", choices=("optional", "required"), default="optional")
+    parser.add_argument("--no-verify", action="store_true", help="write the file without comparing it")
+    parser.set_defaults(run=_export)
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `cellport verify`."""
+    _add_model(parser)
+    parser.add_argument("path", type=Path, help="the exported file")
+    parser.set_defaults(run=_verify)
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `cellport inspect`."""
+    parser.add_argument("path", type=Path, help="the exported file")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    parser.set_defaults(run=_inspect)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("factory", help="module:factory, a function that returns an ExportSpec")
+    parser.add_argument("--weights", type=Path, help="a state_dict: a .safetensors file, or one written by torch.save")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from .exporter import to_onnx
+
+    spec = _load(arguments)
+    report = to_onnx(
+        spec.model,
+        spec.args,
+        arguments.out,
+        input_names=spec.input_names,
+        output_names=spec.output_names,
+        dynamic_shapes=spec.dynamic_shapes,
+        opset_version=arguments.opset,
+        state=spec.state,
+        state_inputs=arguments.state_inputs,
+        lookup="auto" if arguments.lookup == "auto" else arguments.lookup == "yes",
+        verify=not arguments.no_verify,
+    )
+    if arguments.json:
+        figures = dataclasses.asdict(report) | {"path": str(report.path)}
+        print(json.dumps(figures, indent=2))
+    else:
+        print(report)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .inspection import table
+    from .verify import figures_table, verify
+
+    model = _load(arguments).model
+    verification = verify(model, arguments.path, progress=_progress if sys.stderr.isatty() else None)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(verification), indent=2))
+    else:
+        print(f"{arguments.path} is equal to PyTorch in {verification.cases} cases")
+        print(table(figures_table(verification)))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from .inspection import describe, inspect
+
+    manifest = inspect(arguments.path)
+    print(manifest.to_json(indent=2) if arguments.json else describe(manifest))
+    return 0
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\r{done} of {total} cases", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _load(arguments: argparse.Namespace) -> "ExportSpec":
+    """Call the factory and load the weights into its model."""
+    from .spec import ExportSpec
+
+    module_name, colon, function = arguments.factory.partition(":")
+    if not colon or not module_name or not function:
+        raise ExportError(f"factory is {arguments.factory!r}; accepted: module:factory")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise ExportError(f"cannot find the factory {arguments.factory!r}: {error}") from error
+    spec = factory()
+    if not isinstance(spec, ExportSpec):
+        raise ExportError(f"{arguments.factory} returned a {type(spec).__name__}; accepted: an ExportSpec")
+    if arguments.weights is not None:
+        _load_weights(spec.model, arguments.weights)
+    spec.model.eval()
+    return spec
+
+
+def _load_weights(model: "nn.Module", path: Path) -> None:
+    import torch
+
+    if not path.exists():
+        raise ExportError(f"there is no weights file {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(weights)
+    except Exception as error:  # pickle, safetensors and torch each raise their own
+        raise ExportError(f"cannot load the weights {str(path)!r}: {error}") from error

@@ -1,0 +1,106 @@
+"""`verify`: prove an exported file equal to the module that it was made from."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from cellport.errors import ExportError
+from cellport.manifest import Manifest, Verification
+
+from .capture import Captured, Lift, capture, probe
+from .runtime import OnnxRunner
+from .signature import Leaf
+from .verification import Grid, compare
+
+
+def verify(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    grid: Grid | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Compare a file with its module over a grid of batches, lengths, initial states and chunkings.
+
+    onnxruntime is compared with a float64 run of the module, with PyTorch's own float32 error as the yardstick; see
+    `cellport.export.verification` for the rule and the default grid: batches of 1, 2 and 7 rows; 1, 2, 13 and 64 steps,
+    full and ragged with garbage in the padding; default and random initial states; one pass, chunks of 5, and step by
+    step.
+
+    Args:
+        model: the module with the weights that were exported, in evaluation mode.
+        path: the file.
+        grid: which cases to compare.
+        progress: called with the cases done and in all.
+
+    Returns:
+        The number of cases, and for each output the largest errors of onnxruntime and of PyTorch's float32 run.
+
+    Raises:
+        EquivalenceError: a case breaks the rule; the message names the worst one.
+        ManifestError: the file has no manifest.
+        ExportError: the module does not take what the file was made from.
+    """
+    runner = OnnxRunner(Path(path))
+    manifest = runner.manifest()
+    captured = recapture(model, manifest)
+    float32, float64 = captured.runner(torch.float32), captured.runner(torch.float64)
+    return compare(manifest, runner, float32, float64, grid or Grid(), progress)
+
+
+def recapture(model: nn.Module, manifest: Manifest) -> Captured:
+    """Make the function of named tensors that a file was made from, out of the module and the file's manifest.
+
+    Raises:
+        ExportError: the manifest does not tell, or the module does not take those arguments.
+    """
+    if model.training:
+        raise ExportError("the model is in training mode; call model.eval() before verifying")
+    source = manifest.source
+    if source is None or source.structure is None:
+        raise ExportError("the manifest does not tell how the model's arguments are put together")
+    structure = pytree.treespec_loads(source.structure)
+    specs = {each.name: each for each in manifest.inputs}
+    states = {each.input: each for each in manifest.states}
+    leaves = []
+    for name in source.arguments:
+        spec = specs.get(name) or states.get(name)
+        if spec is None:
+            raise ExportError(f"the manifest names an argument {name!r} that is neither an input nor a state")
+        shape = [axis if isinstance(axis, int) else 2 for axis in spec.axes]
+        leaves.append(Leaf(name, spec.axes, torch.zeros(shape, dtype=getattr(torch, spec.dtype))))
+    try:
+        calls, results = probe(model, leaves, structure)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(f"the model does not take the arguments that the file was made from: {error}") from error
+    pairs = {name: states[name].output for name in source.arguments if name in states}
+    outputs = _result_order(manifest, pairs, len(results))
+    lift = Lift(source.lifted_states, source.lifted_lengths)
+    for path in (*lift.states, *lift.lengths):
+        if path not in dict(model.named_modules()):
+            raise ExportError(f"the file was made from a model with a cell {path!r}; this model has none")
+    return capture(model, leaves, structure, outputs, pairs, calls, lift)
+
+
+def _result_order(manifest: Manifest, pairs: dict[str, str], count: int) -> list[str]:
+    """The names of the module's own results in its own order."""
+    assert manifest.source is not None
+    names = list(manifest.source.results)
+    if len(names) != count:
+        raise ExportError(f"the file was made from a model with {len(names)} results; this model returns {count}")
+    missing = set(pairs.values()) - set(names)
+    if missing:
+        raise ExportError(f"the manifest names state outputs {sorted(missing)} that the model does not return")
+    return names
+
+
+def figures_table(verification: Verification) -> list[tuple[str, ...]]:
+    """Rows of a table of figures, with a heading."""
+    rows: list[tuple[str, ...]] = [("output", "error", "PyTorch's own", "largest value")]
+    for each in verification.outputs:
+        rows.append((each.name, f"{each.onnx_error:.2e}", f"{each.torch_error:.2e}", f"{each.largest_truth:.3g}"))
+    return rows
