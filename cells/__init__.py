@@ -6,16 +6,19 @@ from .gru import GRU, GRUCell
 from .lstm import LSTM, LSTMCell, LSTMState
 from .recurrence import recurrence
 from .rnn import RNN, RNNCell
+from .sru import SRU, SRUCell
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SRU",
     "CellError",
     "GRUCell",
     "LSTMCell",
     "LSTMState",
     "RNNCell",
+    "SRUCell",
     "SequenceCell",
     "StepCell",
     "recurrence",

@@ -130,10 +130,16 @@ def _scan(run: _FlatStep, inputs: list[Tensor], valid: Tensor | None) -> tuple[l
     def body(state: list[Tensor], scanned: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         new_state, output = run(state, scanned[1:] if masked else scanned, scanned[0] if masked else None)
         # scan refuses a tensor that is returned twice or returned as it came in.
-        return [leaf.clone() for leaf in new_state], [leaf.clone() for leaf in pytree.tree_leaves(output)]
+        return [_copy(leaf) for leaf in new_state], [_copy(leaf) for leaf in pytree.tree_leaves(output)]
 
-    final, outputs = scan(body, run.initial, [valid, *inputs] if valid is not None else inputs)
+    # scan also compares the strides of the first state and of the next.
+    initial = [leaf.contiguous() for leaf in run.initial]
+    final, outputs = scan(body, initial, [valid, *inputs] if valid is not None else inputs)
     return outputs, final, structure
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _first(sequence: Tensor) -> Tensor:
