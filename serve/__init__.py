@@ -7,16 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .async_client import AsyncClient
     from .async_engine import AsyncEngine
     from .batcher import BatchSettings
-    from .client import AsyncClient, Client
+    from .client import Client
     from .engine import Engine, EngineSettings
     from .model import Model, SessionSettings
     from .sequences import SequenceSettings
     from .server import Server, ServerSettings
 
 _MODULES = {
-    "AsyncClient": "client",
+    "AsyncClient": "async_client",
     "AsyncEngine": "async_engine",
     "BatchSettings": "batcher",
     "Client": "client",

@@ -12,7 +12,8 @@ from cellport.errors import RequestCancelledError
 
 from .batcher import Outcome
 from .codec import Array
-from .engine import Engine, EngineSequence, EngineSettings, Ticket, deadline_error
+from .engine import Engine, EngineSettings, Ticket, deadline_error
+from .engine_sequence import EngineSequence
 from .requests import Reply, Request, SequenceId
 
 
@@ -148,7 +149,7 @@ class AsyncEngine:
 
 
 class AsyncEngineSequence:
-    """One running sequence of an `AsyncEngine`; see `cellport.serve.engine.EngineSequence`.
+    """One running sequence of an `AsyncEngine`; see `cellport.serve.engine_sequence.EngineSequence`.
 
     Attributes:
         id: its id.

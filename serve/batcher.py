@@ -1,8 +1,8 @@
 """The first scheduler: a bounded queue from which compatible requests are taken together.
 
 A pure state machine: it has no clock, lock or thread, and `now` is an argument. Every change returns the completions
-that follow from it, which the engine delivers. A request is taken as soon as a worker is free, so an idle engine adds no
-delay, and a busy one finds in its queue what arrived during the last run.
+that follow, which the engine delivers. A request is taken as soon as a worker is free: an idle engine adds no delay,
+and a busy one finds in its queue what arrived during the last run.
 """
 
 import heapq
@@ -124,7 +124,7 @@ class Scheduler:
     def __repr__(self) -> str:
         return f"<Scheduler {self._waiting} waiting in {len(self._queues)} queues, {self.sequences!r}>"
 
-    def submit(self, work: Work, now: float) -> list[Completion]:
+    def submit(self, work: Work) -> list[Completion]:
         """Accept a request.
 
         Raises:
@@ -139,26 +139,26 @@ class Scheduler:
             self._push(work)
             return []
         work.lane.steps.append(work)
-        return self._turn(work.lane, now) if len(work.lane.steps) == 1 else []
+        return self._turn(work.lane) if len(work.lane.steps) == 1 else []
 
-    def cancel(self, work: Work, error: Exception, now: float) -> list[Completion]:
+    def cancel(self, work: Work, error: Exception) -> list[Completion]:
         """Drop a request that has not been taken; one that has is left alone."""
         if work.phase != "waiting":
             return []
         self._leave(work)
         completions = [Completion(work, error)]
         if work.lane is not None and work.lane.steps[0] is work:
-            completions += self._turn(work.lane, now)
+            completions += self._turn(work.lane)
         return completions
 
-    def cancel_all(self, error: Exception, now: float) -> list[Completion]:
+    def cancel_all(self, error: Exception) -> list[Completion]:
         """Drop every request that has not been taken."""
         completions = []
         for work in [each for queue in self._queues.values() for _, _, each in queue.heap]:
-            completions += self.cancel(work, error, now)
+            completions += self.cancel(work, error)
             if work.lane is not None:
                 for step in list(work.lane.steps):
-                    completions += self.cancel(step, error, now)
+                    completions += self.cancel(step, error)
         return completions
 
     def take(self, now: float) -> tuple[Batch | None, list[Completion]]:
@@ -175,7 +175,7 @@ class Scheduler:
                     heapq.heappop(queue.heap)
                 elif work.deadline is not None and work.deadline <= now:
                     heapq.heappop(queue.heap)
-                    completions += self.cancel(work, DeadlineExceededError("the deadline passed before the run"), now)
+                    completions += self.cancel(work, DeadlineExceededError("the deadline passed before the run"))
                 elif not works or rows + work.bound.rows <= self.settings.rows:
                     heapq.heappop(queue.heap)
                     works.append(work)
@@ -207,10 +207,10 @@ class Scheduler:
                     if work.end:
                         self.sequences.end(lane)
             if lane is not None:
-                completions += self._turn(lane, now)
+                completions += self._turn(lane)
         return completions
 
-    def _turn(self, lane: Lane, now: float) -> list[Completion]:
+    def _turn(self, lane: Lane) -> list[Completion]:
         """Queue the next step of a lane whose earlier steps are done."""
         completions = []
         while lane.steps:

@@ -40,8 +40,8 @@ class Call:
         method: its path, ``/package.Service/Method``.
         request: type of its requests.
         unary: handler of one request and one response; None for a stream.
-        stream: handler of a stream of requests and a stream of responses; None for a unary call. A call with one request
-            and many responses is one too.
+        stream: handler of a stream of requests and a stream of responses; None for a unary call. A call with one
+            request and many responses is one too.
     """
 
     method: str

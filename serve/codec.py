@@ -48,6 +48,11 @@ def datatype_of(dtype: str) -> str:
     return _DATATYPES[dtype]
 
 
+def numpy_dtype(datatype: str) -> np.dtype[Any]:
+    """Return the NumPy element type of a wire's datatype, such as ``INT64``."""
+    return _ELEMENTS[datatype][1]
+
+
 def dtype_of(array: Array) -> str:
     """Return the manifest's name of an array's element type.
 

@@ -9,10 +9,8 @@ from .calls import CallContext, Lifecycle
 from .codec import datatype_of
 from .contract import batch_first
 from .engine import Engine
+from .exchange import STATES_METADATA
 from .model import Model
-
-STATES_METADATA = "cellport-states"
-"""Metadata key of a ModelMetadata call that asks for the states to be listed too: any value but ``0`` and ``false``."""
 
 EXTENSIONS = ("sequence", "schedule_policy", "model_configuration", "model_repository(index)")
 _PLATFORM = "onnxruntime_onnx"
@@ -32,23 +30,23 @@ class DescriptionCalls:
         self._repository = engine.repository
         self._lifecycle = lifecycle
 
-    async def live(self, message: messages.ServerLiveRequest, context: CallContext) -> messages.ServerLiveResponse:
+    async def live(self, _message: messages.ServerLiveRequest, _context: CallContext) -> messages.ServerLiveResponse:
         """Answer that the server runs; it does until it has shut down."""
         return messages.ServerLiveResponse(live=True)
 
-    async def ready(self, message: messages.ServerReadyRequest, context: CallContext) -> messages.ServerReadyResponse:
+    async def ready(self, _message: messages.ServerReadyRequest, _context: CallContext) -> messages.ServerReadyResponse:
         """Answer whether the server takes requests."""
         return messages.ServerReadyResponse(ready=self._lifecycle.ready)
 
     async def model_ready(
-        self, message: messages.ModelReadyRequest, context: CallContext
+        self, message: messages.ModelReadyRequest, _context: CallContext
     ) -> messages.ModelReadyResponse:
         """Answer whether a model takes requests."""
         self._repository.get(message.name, message.version)
         return messages.ModelReadyResponse(ready=self._lifecycle.ready)
 
     async def server_metadata(
-        self, message: messages.ServerMetadataRequest, context: CallContext
+        self, _message: messages.ServerMetadataRequest, _context: CallContext
     ) -> messages.ServerMetadataResponse:
         """Answer what the server is."""
         with self._lifecycle.running():
@@ -64,7 +62,7 @@ class DescriptionCalls:
             return describe(model, self._repository.versions(model.name), states=states)
 
     async def model_config(
-        self, message: messages.ModelConfigRequest, context: CallContext
+        self, message: messages.ModelConfigRequest, _context: CallContext
     ) -> messages.ModelConfigResponse:
         """Answer a model's configuration in Triton's terms."""
         with self._lifecycle.running():
@@ -73,7 +71,7 @@ class DescriptionCalls:
             )
 
     async def repository_index(
-        self, message: messages.RepositoryIndexRequest, context: CallContext
+        self, _message: messages.RepositoryIndexRequest, _context: CallContext
     ) -> messages.RepositoryIndexResponse:
         """Answer which models there are; all of them are ready."""
         with self._lifecycle.running():
@@ -151,4 +149,5 @@ def describe(model: Model, versions: list[str], *, states: bool) -> messages.Mod
 
 def _data_type(dtype: str) -> config.DataType:
     datatype = datatype_of(dtype)
-    return config.DataType.Value("TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}")
+    value: config.DataType = getattr(config, "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}")
+    return value

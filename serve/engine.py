@@ -13,24 +13,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from cellport.errors import (
     DeadlineExceededError,
-    InternalServingError,
     SequenceExistsError,
-    ServingError,
     UnavailableError,
 )
 
 from . import assembly
-from .assembly import Answer
-from .batcher import Batch, BatchSettings, Completion, Outcome, Scheduler, Work
+from .batcher import BatchSettings, Completion, Outcome, Scheduler, Work
 from .codec import Array
 from .model import Model, SessionSettings
 from .repository import Repository
 from .requests import Control, Reply, Request, SequenceId
+from .running import run_batch
 from .sequences import SequenceSettings, SequenceTable, check_recurrent
+
+if TYPE_CHECKING:
+    from .engine_sequence import EngineSequence
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Ticket:
 
     def cancel(self, error: Exception) -> bool:
         """Drop the request with `error` if it has not begun to run; return whether it was dropped."""
-        return self._engine._cancel(self._work, error)
+        return self._engine.cancel(self._work, error)
 
 
 class Engine:
@@ -205,7 +206,7 @@ class Engine:
                     work.lane = self._sequences.open(model, control.id, now)
                 else:
                     work.lane = self._sequences.get(model, control.id)
-            completions = self._scheduler.submit(work, now)
+            completions = self._scheduler.submit(work)
             self._changed.notify()
         _deliver(completions)
         return Ticket(self, work)
@@ -249,6 +250,8 @@ class Engine:
                 raise SequenceExistsError(f"sequence {sequence_id!r} of model {model!r} has steps that wait")
             self._sequences.begin(lane, found, start=True, given=given)
             self._sequences.advance(lane, found, given, now)
+        from .engine_sequence import EngineSequence
+
         return EngineSequence(self, found, sequence_id)
 
     def close(self, seconds: float | None = None) -> None:
@@ -256,13 +259,13 @@ class Engine:
         error = UnavailableError("the engine was closed before the request ran")
         with self._changed:
             self._closed = True
-            completions = self._scheduler.cancel_all(error, self.clock())
+            completions = self._scheduler.cancel_all(error)
             self._changed.notify_all()
         _deliver(completions)
         for worker in self._workers:
             worker.join(seconds)
         with self._changed:
-            completions = self._scheduler.cancel_all(error, self.clock())
+            completions = self._scheduler.cancel_all(error)
         _deliver(completions)
 
     def __enter__(self) -> Self:
@@ -277,18 +280,25 @@ class Engine:
         with self._changed:
             return f"<Engine {self._scheduler!r}>"
 
-    def _cancel(self, work: Work, error: Exception) -> bool:
+    def cancel(self, work: Work, error: Exception) -> bool:
+        """Drop a request with `error` if it has not begun to run; return whether it was dropped."""
         with self._changed:
-            completions = self._scheduler.cancel(work, error, self.clock())
+            completions = self._scheduler.cancel(work, error)
             self._changed.notify()
         _deliver(completions)
         return bool(completions)
 
-    def _holds(self, model: Model, sequence_id: SequenceId) -> bool:
+    def holds(self, model: Model, sequence_id: SequenceId) -> bool:
+        """Return whether a sequence is running."""
         with self._changed:
             return self._sequences.holds(model, sequence_id)
 
-    def _states(self, model: Model, sequence_id: SequenceId) -> dict[str, Array]:
+    def states(self, model: Model, sequence_id: SequenceId) -> dict[str, Array]:
+        """Return a sequence's states after the last step that is done, `[1, …]` by input name.
+
+        Raises:
+            SequenceNotFoundError: it is not running.
+        """
         with self._changed:
             lane = self._sequences.get(model, sequence_id)
             states = dict(self._sequences.begin(lane, model, start=False, given={}))
@@ -312,7 +322,7 @@ class Engine:
                     continue
             _deliver(completions)
             if batch is not None:
-                answers = _run(batch)
+                answers = run_batch(batch)
                 with self._changed:
                     completions = self._scheduler.finish(batch, answers, self.clock())
                     self._changed.notify()
@@ -324,107 +334,9 @@ def deadline_error() -> DeadlineExceededError:
     return DeadlineExceededError("the deadline passed before the request ran")
 
 
-def _run(batch: Batch) -> list[Answer | Exception]:
-    """Run a batch; if that fails, run its members one by one, so that only those that fail alone are refused."""
-    try:
-        return list(_run_works(batch.model, batch.works))
-    except Exception as error:
-        if len(batch.works) == 1:
-            return [_refusal(batch.model, error)]
-    answers: list[Answer | Exception] = []
-    for work in batch.works:
-        try:
-            answers += _run_works(batch.model, [work])
-        except Exception as error:
-            answers.append(_refusal(batch.model, error))
-    return answers
-
-
-def _run_works(model: Model, works: Sequence[Work]) -> list[Answer]:
-    members = [work.member for work in works]
-    feeds = assembly.join(model.contract, members, model.required)
-    results = model.run(feeds, assembly.fetches(model.contract, members))
-    return assembly.split(model.contract, members, results)
-
-
-def _refusal(model: Model, error: Exception) -> Exception:
-    if isinstance(error, ServingError) and not isinstance(error, InternalServingError):
-        return error
-    _log.error("%r failed to run", model, exc_info=error)
-    return error
-
-
 def _deliver(completions: Iterable[Completion]) -> None:
     for each in completions:
         try:
             each.work.done(each.outcome)
         except Exception:
             _log.exception("delivering an answer failed")
-
-
-class EngineSequence:
-    """One running sequence of an engine; a context manager that ends it.
-
-    Attributes:
-        id: its id.
-    """
-
-    def __init__(self, engine: Engine, model: Model, sequence_id: SequenceId) -> None:
-        self.id = sequence_id
-        self._engine = engine
-        self._model = model
-
-    def request(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, deadline: float | None, *, end: bool = False
-    ) -> Request:
-        """Return the request of one step."""
-        return Request(
-            model=self._model.name,
-            version=self._model.version,
-            inputs=inputs,
-            outputs=tuple(outputs or ()),
-            deadline=deadline,
-            control=Control(id=self.id, end=end),
-        )
-
-    def step(
-        self, inputs: Mapping[str, Array], *, outputs: Sequence[str] | None = None, deadline: float | None = None
-    ) -> dict[str, Array]:
-        """Advance by the steps in `inputs` and return the outputs.
-
-        Args:
-            inputs: arrays `[1, time, …]` by input name, or `[1, …]` for one step, whose outputs have no time axis either.
-            outputs: as in `Engine.infer`.
-            deadline: as in `Engine.infer`.
-
-        Raises:
-            ServingError: the step was not done; the state is what it was.
-        """
-        return dict(self._engine.call(self.request(inputs, outputs, deadline)).outputs)
-
-    def state(self) -> dict[str, Array]:
-        """Return the states after the last step that is done, `[1, …]` by input name."""
-        return {name: array.copy() for name, array in self._engine._states(self._model, self.id).items()}
-
-    def fork(self, sequence_id: SequenceId | None = None) -> "EngineSequence":
-        """Start another sequence from this one's states."""
-        return self._engine.open_sequence(
-            self._model.name, sequence_id=sequence_id, state=self.state(), version=self._model.version
-        )
-
-    def end(self) -> None:
-        """End the sequence and forget its states."""
-        self._engine.call(self.request({}, None, None, end=True))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # A sequence that was ended or evicted meanwhile needs no end, and an error in the body must not be hidden.
-        try:
-            self.end()
-        except ServingError:
-            if kind is None and self._engine._holds(self._model, self.id):
-                raise

@@ -47,9 +47,9 @@ class GrpcFront:
             services.setdefault(service, {})[method] = self._handler(call)
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        pool = DescriptorPool()  # type: ignore[no-untyped-call]
+        pool = DescriptorPool()
         for module in _DESCRIBED:
-            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)  # type: ignore[no-untyped-call]
+            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
         reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server, pool=pool)
 
     async def start(self, host: str, port: int) -> int:

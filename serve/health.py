@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 from grpc_health.v1 import health_pb2
 
 from cellport.errors import NotFoundError
-from cellport.protos import inference_pb2
 
 from .calls import CallContext, Lifecycle
+from .exchange import SERVICE
 from .repository import Repository
 
-SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _STATUS = health_pb2.HealthCheckResponse
 
 
@@ -27,7 +26,7 @@ class HealthCalls:
         self._lifecycle = lifecycle
 
     async def check(
-        self, message: health_pb2.HealthCheckRequest, context: CallContext
+        self, message: health_pb2.HealthCheckRequest, _context: CallContext
     ) -> health_pb2.HealthCheckResponse:
         """Answer the status of a service."""
         if message.service not in self._services:
@@ -36,7 +35,7 @@ class HealthCalls:
         return _STATUS(status=self._status(message.service))
 
     async def watch(
-        self, messages: AsyncIterator[health_pb2.HealthCheckRequest], context: CallContext
+        self, messages: AsyncIterator[health_pb2.HealthCheckRequest], _context: CallContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Send the status of a service, and again when it changes."""
         async for message in messages:

@@ -9,11 +9,9 @@ from cellport.protos.inference_pb2 import ModelInferRequest, ModelInferResponse,
 from . import codec, parameters
 from .async_engine import AsyncEngine, Pending
 from .calls import CallContext, Lifecycle, closing_error
+from .exchange import STATUS_PARAMETER
 from .requests import Control, Reply, Request, SequenceId
 from .status import status_of
-
-STATUS_PARAMETER = "cellport_status"
-"""Response parameter that names the status of an error inside a stream, where the protocol has a message only."""
 
 FINAL_PARAMETER = "triton_final_response"
 
@@ -99,13 +97,10 @@ class _Stream:
         """Start every request of the stream, and end `answers` after the last answer."""
         try:
             while not self.stopped:
+                # Waited for in a task of its own, so that the wait can be broken off without breaking off this one.
                 self._receive = asyncio.ensure_future(_next(messages))
-                try:
-                    message = await self._receive
-                except asyncio.CancelledError:
-                    if not self.stopped:
-                        raise
-                    break
+                await asyncio.wait([self._receive])
+                message = None if self._receive.cancelled() else self._receive.result()
                 if message is None:
                     break
                 await self._window.acquire()
@@ -124,6 +119,8 @@ class _Stream:
     async def abandon(self, reader: asyncio.Task[None]) -> None:
         """Cancel what is left of the stream."""
         reader.cancel()
+        if self._receive is not None:
+            self._receive.cancel()
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -189,6 +186,6 @@ def _write_error(error: Exception, message: ModelInferRequest) -> ModelStreamInf
     response.infer_response.model_version = message.model_version
     response.infer_response.id = message.id
     response.infer_response.parameters[STATUS_PARAMETER].string_param = status.name
-    if FINAL_PARAMETER and "triton_enable_empty_final_response" in message.parameters:
+    if "triton_enable_empty_final_response" in message.parameters:
         response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
     return response

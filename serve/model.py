@@ -85,8 +85,8 @@ class Model:
     ) -> Self:
         """Load a file.
 
-        The manifest is the file's own, or else a ``manifest.json`` or ``<file's stem>.manifest.json`` beside it, or else
-        derived from the graph, which then is served as a model without states.
+        The manifest is the file's own, or else a ``<file's stem>.manifest.json`` or ``manifest.json`` beside it, or
+        else derived from the graph, which then is served as a model without states.
 
         Raises:
             ModelLoadError: onnxruntime refuses the file, or its manifest is wrong.

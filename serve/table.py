@@ -10,7 +10,8 @@ from cellport.protos import inference_pb2
 from .async_engine import AsyncEngine
 from .calls import Call, CallContext, Lifecycle, UnaryHandler
 from .description import DescriptionCalls
-from .health import SERVICE, HealthCalls
+from .exchange import SERVICE
+from .health import HealthCalls
 from .inference import InferenceCalls
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -52,7 +53,7 @@ def build_table(engine: AsyncEngine, lifecycle: Lifecycle, *, window: int) -> di
 
 
 def _refuse(name: str) -> UnaryHandler:
-    async def refuse(message: Message, context: CallContext) -> Message:
+    async def refuse(_message: Message, _context: CallContext) -> Message:
         raise UnsupportedCallError(f"call {name!r} is not served")
 
     return refuse

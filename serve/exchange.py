@@ -1,0 +1,134 @@
+"""What the clients send and read: messages to and from NumPy, without a connection."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cellport.errors import ServingError
+from cellport.protos import inference_pb2 as messages
+
+from . import codec
+from .codec import Array
+from .requests import Control
+from .status import error_of
+
+SERVICE = "inference.GRPCInferenceService"
+STATES_METADATA = "cellport-states"
+"""Metadata key of a ModelMetadata call that asks for the states to be listed too: any value but ``0`` and ``false``."""
+
+STATUS_PARAMETER = "cellport_status"
+"""Response parameter that names the status of an error inside a stream, where the protocol has a message only."""
+
+MAXIMUM_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """A tensor as a server describes it: the wire's datatype, and the batch-first shape with -1 for dynamic axes."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A model as a server describes it."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """A server as it describes itself."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StreamAnswer:
+    """The answer to one request of a stream.
+
+    Attributes:
+        index: which request it answers, from 0.
+        outputs: arrays by output name; empty if the request failed.
+        error: why it failed; None if it did not.
+    """
+
+    index: int
+    outputs: Mapping[str, Array]
+    error: ServingError | None = None
+
+
+def write_request(
+    model: str,
+    inputs: Mapping[str, ArrayLike],
+    outputs: Sequence[str] | None,
+    *,
+    version: str = "",
+    priority: int = 0,
+    request_id: str = "",
+    control: Control | None = None,
+) -> messages.ModelInferRequest:
+    """Return the message of a request.
+
+    Raises:
+        InvalidRequestError: an array has no form on the wire.
+    """
+    message = messages.ModelInferRequest(model_name=model, model_version=version, id=request_id)
+    codec.write_inputs(message, {name: np.asarray(value) for name, value in inputs.items()})
+    for name in outputs or ():
+        message.outputs.add(name=name)
+    if priority:
+        message.parameters["priority"].int64_param = priority
+    if control is not None:
+        if isinstance(control.id, str):
+            message.parameters["sequence_id"].string_param = control.id
+        else:
+            message.parameters["sequence_id"].int64_param = control.id
+        message.parameters["sequence_start"].bool_param = control.start
+        message.parameters["sequence_end"].bool_param = control.end
+    return message
+
+
+def read_reply(message: messages.ModelInferResponse) -> dict[str, Array]:
+    """Return the arrays of a response."""
+    return codec.read_outputs(message)
+
+
+def read_stream_answer(message: messages.ModelStreamInferResponse) -> StreamAnswer:
+    """Return the answer in a response of a stream whose request ids are indices."""
+    reply = message.infer_response
+    index = int(reply.id) if reply.id.isdecimal() else -1
+    if message.error_message:
+        status = reply.parameters[STATUS_PARAMETER].string_param if STATUS_PARAMETER in reply.parameters else "UNKNOWN"
+        return StreamAnswer(index=index, outputs={}, error=error_of(status, message.error_message))
+    return StreamAnswer(index=index, outputs=read_reply(reply))
+
+
+def read_model(message: messages.ModelMetadataResponse) -> ModelInfo:
+    """Return a model's description."""
+
+    def tensor(each: messages.ModelMetadataResponse.TensorMetadata) -> TensorInfo:
+        return TensorInfo(name=each.name, datatype=each.datatype, shape=tuple(each.shape))
+
+    return ModelInfo(
+        name=message.name,
+        versions=tuple(message.versions),
+        platform=message.platform,
+        inputs=tuple(tensor(each) for each in message.inputs),
+        outputs=tuple(tensor(each) for each in message.outputs),
+    )
+
+
+def read_server(message: messages.ServerMetadataResponse) -> ServerInfo:
+    """Return a server's description."""
+    return ServerInfo(name=message.name, version=message.version, extensions=tuple(message.extensions))
