@@ -1,5 +1,6 @@
 """Small models that the serving tests run: real ONNX graphs with real manifests, made without torch."""
 
+import base64
 import dataclasses
 from pathlib import Path
 
@@ -147,8 +148,6 @@ tagger (int64[batch, time] tokens, int64[lengths_rows] lengths, float[1, h_rows,
 {_TAIL}
 }}
 """
-    import base64
-
     weights = _weights(3, seed)
     weights["h"] = np.linspace(-1, 1, HIDDEN, dtype=np.float32).reshape(1, 1, HIDDEN)
     manifest = manifest_of_tagger(("h",))
@@ -219,24 +218,24 @@ def save_every_type(path: Path) -> Path:
 
 def save_slow(path: Path, *, loops: int) -> Path:
     """A model that takes a while: a loop of matrix products, one row in, its value out."""
-    text = f"""
+    text = """
 <ir_version: 9, opset_import: ["" : 20]>
 slow (float[batch, 1] x) => (float[batch, 1] y)
-{{
+{
     spread = MatMul(matrix, matrix)
     y0, work = Loop(count, keep_going, x, spread)
         <body = step (int64 i, bool going, float[batch, 1] value, float[256, 256] m)
              => (bool going_out, float[batch, 1] value_out, float[256, 256] m_out)
-        {{
+        {
             going_out = Identity(going)
             value_out = Identity(value)
             product = MatMul(m, m)
             m_out = Mul(product, scale)
-        }}>
+        }>
     total = ReduceSum<keepdims = 0>(work)
     nothing = Mul(total, zero)
     y = Add(y0, nothing)
-}}
+}
 """
     weights = {
         "matrix": np.full((256, 256), 1 / 256, np.float32),
@@ -250,3 +249,19 @@ slow (float[batch, 1] x) => (float[batch, 1] y)
         outputs=(OutputSpec(name="y", dtype="float32", axes=("batch", 1), chunking="last"),),
     )
     return _finish(text, weights, manifest, path)
+
+
+def save_fussy(path: Path) -> Path:
+    """A model whose manifest does not know which integers its Gather accepts: 0 to 4."""
+    text = """
+<ir_version: 9, opset_import: ["" : 20]>
+fussy (int64[batch, time] tokens) => (float[batch, time] values)
+{
+    values = Gather(table, tokens)
+}
+"""
+    manifest = Manifest(
+        inputs=(InputSpec(name="tokens", dtype="int64", axes=("batch", "time"), role="sequence"),),
+        outputs=(OutputSpec(name="values", dtype="float32", axes=("batch", "time"), chunking="concatenate"),),
+    )
+    return _finish(text, {"table": np.arange(5, dtype=np.float32) * 10}, manifest, path)
