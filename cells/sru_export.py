@@ -1,9 +1,21 @@
 """One SRU layer in the form that exports well: only c is in the loop, and each projection stands alone.
 
-Each of the candidate, forget, reset and skip projections of each direction is a product with a matrix of its own, with
-its bias, so that an embedding in front of it folds into one table of rows. The loop's body is six operators on c, u0
-and u1; the reset gate and the output are computed for all steps at once. Lengths stay out of the loop: steps after a
-sequence's end compute what nobody reads.
+The loop carries c and computes, with e_t = c_{t-1} - u0_t,
+
+    p_t = sigmoid(v_f * e_t + a_t) * e_t        a_t = u1_t + v_f * u0_t
+    c_t = p_t + u0_t
+
+which is the specification's f_t * c_{t-1} + (1 - f_t) * u0_t. Its body is six operators and hands out e and p, two
+values that it computes anyway: handing out c would cost a copy in every step, because c is the state. The reset gate
+and the output are computed for all steps at once, from the same e:
+
+    r_t = sigmoid(v_r * e_t + u2_t + v_r * u0_t)        c_t = p_t + u0_t
+
+The sums u1 + v_f * u0 and u2 + v_r * u0 are projections of the input themselves, with the weights W_f + W diag(v_f)
+and W_r + W diag(v_r), so an embedding in front folds into one table of rows for each.
+
+Lengths stay out of the loop: after a sequence's end it computes what nobody reads. Backwards the padding comes first;
+there u0 is the initial state, so e is 0 and c does not move.
 """
 
 from __future__ import annotations
@@ -13,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .lengths import flip_valid, mask_steps, take_final, valid_steps
+from .lengths import align, mask_steps, take_final, valid_steps
 from .recurrence import recurrence
 from .sru_elementwise import activate
 
@@ -26,61 +38,64 @@ __all__ = ["run_exported"]
 def run_exported(layer: SRULayer, input: Tensor, c0: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run one layer under export; arguments and results are those of `SRULayer.forward`, without dropout."""
     hidden = layer.hidden_size
+    valid = None if lengths is None else valid_steps(lengths, input.shape[0])
     runs = [
-        _run_direction(layer, d, input, c0[:, d * hidden : (d + 1) * hidden] if layer.directions > 1 else c0, lengths)
+        _run_direction(
+            layer, d, input, c0[:, d * hidden : (d + 1) * hidden] if layer.directions > 1 else c0, lengths, valid
+        )
         for d in range(layer.directions)
     ]
     h, final = runs[0] if layer.directions == 1 else (torch.cat(column, -1) for column in zip(*runs, strict=True))
-    if lengths is not None:
-        h = mask_steps(h, valid_steps(lengths, input.shape[0]))
-    return h, final
+    return (h if valid is None else mask_steps(h, valid)), final
 
 
-def _run_direction(layer: SRULayer, d: int, input: Tensor, c0: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Give h [T, B, H] of one direction, not yet masked, and its final state [B, H]."""
+def _run_direction(
+    layer: SRULayer, d: int, input: Tensor, c0: Tensor, lengths: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """h [T, B, H] of one direction, not yet masked, and its final state [B, H]."""
     weight = layer.blocks()[:, d]
+    w0, w1, w2 = (weight[..., m] for m in range(3))
     v_f, v_r = layer.weight_c.view(2, layer.directions, layer.hidden_size)[:, d].unbind()
-    u0, u1, u2 = (input @ weight[..., m].contiguous() for m in range(3))
+    if layer.version == 2:
+        w1, w2 = w1 + w0 * v_f, w2 + w0 * v_r
+    u0, u1, u2 = (input @ block.contiguous() for block in (w0, w1, w2))
     if layer.bias is not None:
         b_f, b_r = layer.bias.view(2, layer.directions, layer.hidden_size)[:, d].unbind()
         u1, u2 = u1 + b_f, u2 + b_r
-    c, final = _scan_cell(u0, u1, v_f if layer.version == 2 else None, c0, lengths, reverse=d == 1)
-    if layer.version == 2:
-        u2 = u2 + v_r * _previous(c, c0, lengths, reverse=d == 1)
-    reset = torch.sigmoid(u2)
+    c, e, final = _scan_cell(u0, u1, v_f if layer.version == 2 else None, c0, lengths, valid, reverse=d == 1)
+    reset = torch.sigmoid(u2 + v_r * e if layer.version == 2 else u2)
     g = activate(c, layer.activation)
     skip = _skip(layer, d, input, weight)
     return (reset * g if skip is None else reset * (g - skip) + skip), final
 
 
 def _scan_cell(
-    u0: Tensor, u1: Tensor, v_f: Tensor | None, c0: Tensor, lengths: Tensor | None, *, reverse: bool
-) -> tuple[Tensor, Tensor]:
-    """All c_t in their time slots [T, B, H], and the one after the last valid step [B, H]."""
+    u0: Tensor,
+    u1: Tensor,
+    v_f: Tensor | None,
+    c0: Tensor,
+    lengths: Tensor | None,
+    valid: Tensor | None,
+    *,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All c_t and e_t in their time slots [T, B, H], and the c after the last valid step [B, H]."""
+    own = u0
+    if valid is not None and reverse:
+        mask = align(valid, u0)
+        own, u1 = torch.where(mask, u0, c0), mask_steps(u1, valid)
 
-    def step(c: Tensor, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        u0, u1 = inputs
-        f = torch.sigmoid(u1 if v_f is None else u1 + v_f * c)
-        c = (c - u0) * f + u0
-        return c, c
+    def step(c: Tensor, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        u0, gate = inputs
+        e = c - u0
+        p = (gate if v_f is None else torch.sigmoid(e * v_f + gate)) * e
+        return p + u0, (e, p)
 
-    if lengths is None:
-        return recurrence(step, c0, (u0, u1), reverse=reverse)
-    if reverse:
-        u0, u1 = flip_valid(u0, lengths), flip_valid(u1, lengths)
-    c, _ = recurrence(step, c0, (u0, u1))
-    final = take_final(c, lengths, c0)
-    return (flip_valid(c, lengths) if reverse else c), final
-
-
-def _previous(c: Tensor, c0: Tensor, lengths: Tensor | None, *, reverse: bool) -> Tensor:
-    """The c that each step began with, [T, B, H]."""
-    # Longer by c0 first and then cut: an axis of T - 1 would forbid T = 2 to the exported program.
-    shifted = torch.cat([c, c0.unsqueeze(0)])[1:] if reverse else torch.cat([c0.unsqueeze(0), c])[:-1]
-    if lengths is None or not reverse:
-        return shifted
-    is_last = torch.arange(c.shape[0], device=c.device).unsqueeze(1) == lengths - 1
-    return torch.where(is_last.unsqueeze(-1), c0, shifted)
+    (e, p), final = recurrence(step, c0, (own, torch.sigmoid(u1) if v_f is None else u1), reverse=reverse)
+    c = p + own
+    if lengths is not None and not reverse:
+        final = take_final(c, lengths, c0)
+    return c, e, final
 
 
 def _skip(layer: SRULayer, d: int, input: Tensor, weight: Tensor) -> Tensor | None:

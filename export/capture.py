@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,6 +225,19 @@ class Captured:
     def leaves(self) -> list[Leaf]:
         """Every input in the order of the flat module's arguments."""
         return [*self.inputs, *(Leaf(each.input, each.axes, each.initial) for each in self.states)]
+
+    def unlike_sizes(self) -> dict[str, int]:
+        """A size for each axis name that is no other axis's and none of the module's own sizes.
+
+        The tracer takes two axes of one size for the same axis in places, and then fixes a dynamic one.
+        """
+        taken = {size for tensor in _tensors(self.module) for size in tensor.shape}
+        taken |= {axis for leaf in self.leaves() for axis in leaf.axes if isinstance(axis, int)}
+        sizes: dict[str, int] = {}
+        for axis in self.sizes:
+            sizes[axis] = next(size for size in itertools.count(3) if size not in taken)
+            taken.add(sizes[axis])
+        return sizes
 
     def contract(self) -> Contract:
         """What a chunked run has to know."""

@@ -228,7 +228,10 @@ def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables)
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(
-                captured.module, tuple(captured.example(captured.sizes)), dynamic_shapes=(shapes,), strict=False
+                captured.module,
+                tuple(captured.example(captured.unlike_sizes())),
+                dynamic_shapes=(shapes,),
+                strict=False,
             )
     except CellportError:
         raise
@@ -243,10 +246,10 @@ def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables)
         passes.MoveTransposes(),
         passes.RemoveDead(),
     ]
-    ir.passes.PassManager([*clean, *clean[-2:], folding, *clean], steps=1)(graph)
+    ir.passes.PassManager([passes.NameWeights("model."), *clean, *clean[-2:], folding, *clean], steps=1)(graph)
     inputs = [(leaf.name, leaf.axes) for leaf in leaves]
     outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]
-    passes.NameTensors(inputs, outputs, prefix="model.")(graph)
+    passes.NameTensors(inputs, outputs)(graph)
     return graph
 
 

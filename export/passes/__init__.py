@@ -7,7 +7,7 @@ from .clean_scans import CleanScans
 from .fold_constants import FoldConstants
 from .lookup_tables import FoldedTable, LookupTables
 from .move_transposes import MoveTransposes
-from .name_tensors import NameTensors
+from .name_tensors import NameTensors, NameWeights
 from .optional_inputs import OptionalInputs
 from .remove_dead import RemoveDead
 from .reverse_scans import ReverseScans
@@ -19,6 +19,7 @@ __all__ = [
     "LookupTables",
     "MoveTransposes",
     "NameTensors",
+    "NameWeights",
     "OptionalInputs",
     "RemoveDead",
     "ReverseScans",

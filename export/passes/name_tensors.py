@@ -1,4 +1,4 @@
-"""Give inputs, outputs, axes and weights the names that the user knows."""
+"""Give weights, inputs, outputs and axes the names that the user knows."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,37 @@ from onnx_ir.passes import common
 from cellport.manifest import Axes
 
 
+class NameWeights(ir.passes.InPlacePass):
+    """Take a prefix off the names of initializers, so that they are those of the user's state_dict."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self._prefix = prefix
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        initializers = model.graph.initializers
+        for name, value in list(initializers.items()):
+            short = name.removeprefix(self._prefix)
+            if short != name and short not in initializers:
+                value.name = short
+        return ir.passes.PassResult(model, True)
+
+
 class NameTensors(ir.passes.InPlacePass):
-    """Name the graph's inputs and outputs, its dynamic axes, and its weights.
+    """Name the graph's inputs and outputs and its dynamic axes.
 
     Args:
         inputs: name and axes of each graph input, in order.
         outputs: the name of each graph output, in order.
-        prefix: what to take off the names of initializers.
 
     Postcondition: names are unique; what was internal gives way to the user's names.
     """
 
-    def __init__(self, inputs: Sequence[tuple[str, Axes]], outputs: Sequence[str], prefix: str) -> None:
+    def __init__(self, inputs: Sequence[tuple[str, Axes]], outputs: Sequence[str]) -> None:
         super().__init__()
         self._inputs = inputs
         self._outputs = outputs
-        self._prefix = prefix
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
@@ -46,10 +61,6 @@ class NameTensors(ir.passes.InPlacePass):
             value.name = name
         for value, (_, axes) in zip(graph.inputs, self._inputs, strict=True):
             value.shape = ir.Shape(axes)
-        for name, value in list(graph.initializers.items()):
-            short = name.removeprefix(self._prefix)
-            if short != name and short not in graph.initializers and short not in wanted:
-                value.name = short
         common.NameFixPass()(model)
         return ir.passes.PassResult(model, True)
 
