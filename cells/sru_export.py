@@ -52,7 +52,7 @@ def run_exported(layer: SRULayer, input: Tensor, c0: Tensor, lengths: Tensor | N
 def _run_direction(
     layer: SRULayer, d: int, input: Tensor, c0: Tensor, lengths: Tensor | None, valid: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """h [T, B, H] of one direction, not yet masked, and its final state [B, H]."""
+    """Run one direction: h [T, B, H], not yet masked, and the final state [B, H]."""
     weight = layer.blocks()[:, d]
     w0, w1, w2 = (weight[..., m] for m in range(3))
     v_f, v_r = layer.weight_c.view(2, layer.directions, layer.hidden_size)[:, d].unbind()
