@@ -30,9 +30,14 @@ def _edit(text: str) -> str:
     return text
 
 
+def _type(text: str) -> str:
+    """Give a stub's mappings the arguments that a strict type check asks for."""
+    return text.replace("_Mapping]", "_Mapping[str, object]]")
+
+
 def generate(target: Path) -> list[Path]:
     """Write the modules and their type stubs into `target`; return their paths."""
-    from grpc_tools import protoc
+    from grpc_tools import protoc  # type: ignore[import-untyped]
 
     written = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -53,7 +58,7 @@ def generate(target: Path) -> list[Path]:
             for ending in ("py", "pyi"):
                 text = (Path(temporary) / "cellport" / "protos" / f"{name}_pb2.{ending}").read_text(encoding="utf-8")
                 path = target / f"{name}_pb2.{ending}"
-                path.write_text(_edit(text) if ending == "py" else text, encoding="utf-8")
+                path.write_text(_edit(text) if ending == "py" else _type(text), encoding="utf-8")
                 written.append(path)
     return written
 
