@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import CellError, check_input, check_lengths, check_state
-from .lengths import whole_axis
+from .lengths import mask_steps, valid_steps, whole_axis
 
 __all__ = ["SequenceCell", "StepCell"]
 
@@ -109,6 +109,9 @@ class SequenceCell(nn.Module, ABC):
         steps, batch = input.shape[0], input.shape[1]
         if lengths is not None:
             lengths = whole_axis(check_lengths(lengths, steps, batch), steps)
+            if not torch.compiler.is_exporting():
+                # A projection's weight has the gradient x^T g: NaN in x would reach it although g is 0 there.
+                input = mask_steps(input, valid_steps(lengths, steps))
         tensors = self.unpack_state(input, state)
         if torch.compiler.is_exporting() or (steps and batch):
             output, tensors = self.run(input, tensors, lengths)

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class TorchLayers(SequenceCell):
         self.proj_size = proj_size
         rows = self.gates * hidden_size
         handed_on = proj_size or hidden_size
+        self._names: list[str] = []
         for layer in range(num_layers):
             features = input_size if layer == 0 else self.num_directions * handed_on
             shapes: list[tuple[str, tuple[int, ...]]] = [
@@ -64,6 +65,7 @@ class TorchLayers(SequenceCell):
                 for name, shape in shapes:
                     parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                     self.register_parameter(f"{name}{suffix}", parameter)
+                    self._names.append(f"{name}{suffix}")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -96,7 +98,7 @@ class TorchLayers(SequenceCell):
                 self.kernel,
                 input,
                 state,
-                list(self.parameters(recurse=False)),
+                [self.weight(name) for name in self._names],
                 lengths,
                 bias=self.bias,
                 num_layers=self.num_layers,
@@ -127,11 +129,14 @@ class TorchLayers(SequenceCell):
     def of_direction(self, layer: int, d: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """weight_ih, weight_hh, bias_ih and bias_hh of one layer and direction; None for a bias that is off."""
         suffix = self.suffixes(layer)[d]
-        weight_ih, weight_hh = (self.get_parameter(f"{name}{suffix}") for name in ("weight_ih", "weight_hh"))
+        weight_ih, weight_hh = self.weight(f"weight_ih{suffix}"), self.weight(f"weight_hh{suffix}")
         if not self.bias:
             return weight_ih, weight_hh, None, None
-        bias_ih, bias_hh = (self.get_parameter(f"{name}{suffix}") for name in ("bias_ih", "bias_hh"))
-        return weight_ih, weight_hh, bias_ih, bias_hh
+        return weight_ih, weight_hh, self.weight(f"bias_ih{suffix}"), self.weight(f"bias_hh{suffix}")
+
+    def weight(self, name: str) -> Tensor:
+        """A parameter, or the tensor that a parametrisation or a functional call puts in its place."""
+        return cast(Tensor, getattr(self, name))
 
     @property
     def direction(self) -> str:

@@ -26,7 +26,9 @@ def mask_steps(values: Tensor, valid: Tensor) -> Tensor:
 
 def align(mask: Tensor, values: Tensor) -> Tensor:
     """`mask` with axes of size 1 appended until it has the rank of `values`."""
-    return mask.reshape(mask.shape + (1,) * (values.dim() - mask.dim()))
+    for _ in range(values.dim() - mask.dim()):
+        mask = mask.unsqueeze(-1)
+    return mask
 
 
 def reversed_steps(lengths: Tensor, steps: int) -> Tensor:

@@ -114,7 +114,7 @@ class LSTM(TorchLayers):
         self, input: Tensor, state: LSTMState, lengths: Tensor | None, layer: int, d: int
     ) -> tuple[Tensor, LSTMState]:
         weight_ih, weight_hh, bias_ih, bias_hh = self.of_direction(layer, d)
-        weight_hr = self.get_parameter(f"weight_hr{self.suffixes(layer)[d]}")
+        weight_hr = self.weight(f"weight_hr{self.suffixes(layer)[d]}")
 
         def step(state: LSTMState, projected: Tensor) -> tuple[LSTMState, Tensor]:
             state = lstm_step(projected, state, weight_hh, bias_hh, weight_hr)

@@ -251,10 +251,10 @@ class SRU(SequenceCell):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers, one after the other."""
         finals = []
-        for layer, c0 in zip(self.rnn_lst, state[0].unbind(0), strict=True):
-            input, final = layer(input, c0, lengths)
+        for index, layer in enumerate(self.rnn_lst):
+            input, final = layer(input, state[0][index], lengths)
             finals.append(final)
-        return input, (torch.stack(finals),)
+        return input, (finals[0].unsqueeze(0) if len(finals) == 1 else torch.stack(finals),)
 
 
 class SRUCell(StepCell):
