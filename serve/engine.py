@@ -111,6 +111,12 @@ class Engine:
         for worker in self._workers:
             worker.start()
 
+    @property
+    def waiting(self) -> int:
+        """Requests that have been accepted and have not begun to run."""
+        with self._changed:
+            return self._scheduler.waiting
+
     def infer(
         self,
         model: str,
