@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .inspection import inspect
     from .report import Report
     from .spec import ExportSpec
-    from .verify import verify
+    from .prove import verify
 
 __all__ = ["ExportSpec", "Report", "inspect", "to_onnx", "verify"]
 
@@ -17,7 +17,7 @@ _HOMES = {
     "Report": ".report",
     "inspect": ".inspection",
     "to_onnx": ".exporter",
-    "verify": ".verify",
+    "verify": ".prove",
 }
 
 

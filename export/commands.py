@@ -74,7 +74,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from .inspection import table
-    from .verify import figures_table, verify
+    from .prove import figures_table, verify
 
     model = _load(arguments).model
     verification = verify(model, arguments.path, progress=_progress if sys.stderr.isatty() else None)

@@ -1,4 +1,4 @@
-"""`verify`: prove an exported file equal to the module that it was made from."""
+"""`verify`: the proof that an exported file equals the module that it was made from."""
 
 import os
 from collections.abc import Callable
