@@ -1,6 +1,7 @@
 """The engine for an event loop."""
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,9 @@ class _Mailbox:
             self._letters.append((future, outcome))
             wake = len(self._letters) == 1
         if wake:
-            self._loop.call_soon_threadsafe(self._open)
+            # A run may outlast the loop, if its caller has gone; then nobody waits for the outcome.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._open)
 
     def _open(self) -> None:
         with self._lock:

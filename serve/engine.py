@@ -81,6 +81,7 @@ class Engine:
 
     Attributes:
         repository: the models.
+        runs: how many batches have begun to run.
 
     Raises:
         ModelLoadError: a model cannot be loaded.
@@ -103,6 +104,7 @@ class Engine:
         self._scheduler = Scheduler(self.settings.batch, self._sequences)
         self._changed = threading.Condition()
         self._closed = False
+        self.runs = 0
         self._names = itertools.count(1)
         self._workers = [
             threading.Thread(target=self._work, name=f"cellport-engine-{number}", daemon=True)
@@ -320,6 +322,7 @@ class Engine:
                 now = self.clock()
                 self._sequences.evict_idle(now)
                 batch, completions = self._scheduler.take(now)
+                self.runs += batch is not None
                 if batch is None and not completions:
                     if self._closed:
                         return

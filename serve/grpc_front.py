@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from cellport.errors import ModelLoadError
+from cellport.errors import AddressError
 from cellport.protos import inference_pb2, model_config_pb2
 
 from .calls import Call, CallContext
@@ -56,13 +56,13 @@ class GrpcFront:
         """Listen, and return the port.
 
         Raises:
-            ModelLoadError: the address cannot be listened on.
+            AddressError: the address cannot be listened on.
         """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound: int = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ModelLoadError(f"{address} cannot be listened on: {error}") from None
+            raise AddressError(f"{address} cannot be listened on: {error}") from None
         await self._server.start()
         return bound
 

@@ -111,7 +111,7 @@ class Server:
         """Run the server on a thread of its own; return when it listens.
 
         Raises:
-            ModelLoadError: the address cannot be listened on.
+            AddressError: the address cannot be listened on.
         """
         started = threading.Event()
         failure: list[BaseException] = []
@@ -148,7 +148,7 @@ class Server:
             on_start: called when it listens.
 
         Raises:
-            ModelLoadError: the address cannot be listened on.
+            AddressError: the address cannot be listened on.
         """
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

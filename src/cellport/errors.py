@@ -25,6 +25,10 @@ class ModelLoadError(CellportError):
     """A file or folder cannot be served; the message names it and why."""
 
 
+class AddressError(CellportError):
+    """A server cannot listen on the address that it was given."""
+
+
 class ServingError(CellportError):
     """A request was not answered. One subclass for each gRPC status that the server sends on purpose.
 

@@ -265,3 +265,15 @@ fussy (int64[batch, time] tokens) => (float[batch, time] values)
         outputs=(OutputSpec(name="values", dtype="float32", axes=("batch", "time"), chunking="concatenate"),),
     )
     return _finish(text, {"table": np.arange(5, dtype=np.float32) * 10}, manifest, path)
+
+
+def save_reshape(path: Path) -> Path:
+    """A model that fails at run time for some shapes: its rows are reshaped to pairs."""
+    text = """
+<ir_version: 9, opset_import: ["" : 20]>
+pairs (float[batch, n] x) => (float[rows, 2] y)
+{
+    y = Reshape(x, pair)
+}
+"""
+    return _finish(text, {"pair": np.array([-1, 2], np.int64)}, None, path)
