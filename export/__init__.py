@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .exporter import to_onnx
     from .inspection import inspect
+    from .prove import verify
     from .report import Report
     from .spec import ExportSpec
-    from .prove import verify
 
 __all__ = ["ExportSpec", "Report", "inspect", "to_onnx", "verify"]
 

@@ -29,7 +29,8 @@ from cellport.manifest import (
 )
 
 from . import passes
-from .capture import Call, Captured, Lift, State, capture, probe
+from .capture import Captured, State, capture
+from .flat import Call, Lift, probe
 from .passes.optional_inputs import Default
 from .proofs import why_not_causal, why_padding_is_read
 from .ranges import index_ranges

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 from cellport.errors import ExportError
 from cellport.manifest import Manifest, Verification
 
-from .capture import Captured, Lift, capture, probe
+from .capture import Captured, capture
+from .flat import Lift, probe
 from .runtime import OnnxRunner
 from .signature import Leaf
 from .verification import Grid, compare
