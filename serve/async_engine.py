@@ -60,15 +60,18 @@ class Pending:
         Raises:
             ServingError: one of its subclasses says why there is no answer.
         """
+        timer = None
+        if self._deadline is not None:
+            seconds = max(0.0, self._deadline - self._engine.clock())
+            timer = asyncio.get_running_loop().call_later(seconds, self._ticket.cancel, deadline_error())
         try:
-            if self._deadline is not None:
-                await asyncio.wait([self._future], timeout=max(0.0, self._deadline - self._engine.clock()))
-                if not self._future.done():
-                    self._ticket.cancel(deadline_error())
             outcome = await self._future
         except asyncio.CancelledError:
             self._ticket.cancel(RequestCancelledError("the request was cancelled before it ran"))
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome

@@ -38,6 +38,8 @@ _ELEMENTS: dict[str, tuple[str, np.dtype[Any], str | None]] = {
     "BF16": ("bfloat16", BFLOAT16, None),
 }
 _DATATYPES = {dtype: datatype for datatype, (dtype, _, _) in _ELEMENTS.items()}
+# NumPy computes a dtype's name anew each time, at several microseconds.
+_NAMES = {dtype: name for name, dtype, _ in _ELEMENTS.values()}
 _MAXIMUM_RANK = 64  # NumPy's
 _MAXIMUM_BYTES = 2**63 - 1
 _LENGTH = struct.Struct("<I")
@@ -59,10 +61,11 @@ def dtype_of(array: Array) -> str:
     Raises:
         InvalidRequestError: the wire has no such element type.
     """
-    if array.dtype.kind in "OSU":
+    known = _NAMES.get(array.dtype)
+    if known is not None:
+        return known
+    if array.dtype.kind in "SU":
         return "string"
-    if array.dtype == BFLOAT16:
-        return "bfloat16"
     if array.dtype.name not in _DATATYPES:
         raise InvalidRequestError(f"arrays of {array.dtype} cannot be sent; accepted: {', '.join(_DATATYPES)}")
     return array.dtype.name

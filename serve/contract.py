@@ -236,6 +236,8 @@ def _check_tensor(
 ) -> None:
     """Check one batch-first tensor; `sizes` collects the size of each named axis and the tensor that set it."""
     found = dtype_of(array)
+    if not array.dtype.isnative:
+        raise InvalidRequestError(f"{kind} {name!r} has dtype {array.dtype}; accepted: this machine's byte order")
     if found != dtype:
         raise InvalidRequestError(f"{kind} {name!r} has datatype {datatype_of(found)}; accepted: {datatype_of(dtype)}")
     shape = list(array.shape)

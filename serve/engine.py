@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 from cellport.errors import (
     DeadlineExceededError,
     SequenceExistsError,
@@ -192,7 +194,8 @@ class Engine:
         ends_only = control is not None and control.end and not control.start and not request.inputs
         bound = None
         if not ends_only:
-            bound = model.contract.bind(request.inputs, request.outputs, sequence=control is not None)
+            inputs = {name: np.asarray(value) for name, value in request.inputs.items()}
+            bound = model.contract.bind(inputs, request.outputs, sequence=control is not None)
         now = self.clock()
         if request.deadline is not None and request.deadline <= now:
             raise deadline_error()
