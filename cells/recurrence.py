@@ -1,5 +1,6 @@
 """One step function, run over time: a loop that trains, and torch's `scan` operator under export."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -127,14 +128,18 @@ def _scan(run: _FlatStep, inputs: list[Tensor], valid: Tensor | None) -> tuple[l
     _, structure = run.first(inputs)
     masked = valid is not None
 
-    def body(state: list[Tensor], scanned: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        new_state, output = run(state, scanned[1:] if masked else scanned, scanned[0] if masked else None)
+    def body(state: list[Tensor], slices: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        new_state, output = run(state, slices[1:] if masked else slices, slices[0] if masked else None)
         # scan refuses a tensor that is returned twice or returned as it came in.
         return [_copy(leaf) for leaf in new_state], [_copy(leaf) for leaf in pytree.tree_leaves(output)]
 
     # scan also compares the strides of the first state and of the next.
     initial = [leaf.contiguous() for leaf in run.initial]
-    final, outputs = scan(body, initial, [valid, *inputs] if valid is not None else inputs)
+    scanned = [valid, *inputs] if valid is not None else inputs
+    with warnings.catch_warnings():
+        # The tracer looks at .grad of whatever the step closes over, and warns of itself where that is no parameter.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        final, outputs = scan(body, initial, scanned)
     return outputs, final, structure
 
 

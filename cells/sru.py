@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .base import SequenceCell, StepCell
 from .checks import CellError
-from .sru_elementwise import ACTIVATIONS, Masks, run_elementwise
+from .sru_elementwise import ACTIVATIONS, Masks, run_elementwise, sru_step
 from .sru_export import run_exported
 
 __all__ = ["SRU", "SRUCell", "SRULayer"]
@@ -109,13 +109,11 @@ class SRULayer(nn.Module):
         """
         if torch.compiler.is_exporting():
             return run_exported(self, input, c0, lengths)
-        u, skip = self._project(input)
-        weight_c = self.weight_c.view(2, -1)
-        bias = torch.zeros_like(weight_c) if self.bias is None else self.bias.view(2, -1)
+        u, skip = self.project(input)
         return run_elementwise(
             u,
             skip,
-            torch.cat([weight_c, bias]),
+            self.vectors(),
             c0,
             lengths,
             directions=self.directions,
@@ -123,12 +121,17 @@ class SRULayer(nn.Module):
             masks=self._draw_masks(input),
         )
 
-    def _project(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+    def vectors(self) -> Tensor:
+        """v_f, v_r, b_f and b_r as [4, O]."""
+        weight_c = self.weight_c.view(2, -1)
+        return torch.cat([weight_c, torch.zeros_like(weight_c) if self.bias is None else self.bias.view(2, -1)])
+
+    def project(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Project the input to u [T, B, 3, O] and the skip term [T, B, O], if there is one."""
         steps, batch, _ = input.shape
-        rows = steps * batch
-        # The loops want the lanes adjacent, the weight has the blocks adjacent: turn whichever is smaller.
-        if rows < self.input_size:
+        # The loops want the lanes adjacent, the weight has the blocks adjacent: turn whichever is smaller, and under
+        # export the constant one.
+        if not torch.compiler.is_exporting() and steps * batch < self.input_size:
             u = (input @ self.weight).view(steps, batch, self.output_size, self.projections).transpose(2, 3)
             gates, own = u[:, :, :3], u[:, :, 3:]
         else:
@@ -317,9 +320,11 @@ class SRUCell(StepCell):
         return tensors[0]
 
     def step(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """A sequence of one step."""
-        h, c = self.layer(input.unsqueeze(0), state, None)
-        return h.squeeze(0), c
+        """One step: c' = f * c + (1 - f) * W x; h = r * g(c') + (1 - r) * skip."""
+        u, skip = self.layer.project(input.unsqueeze(0))
+        inputs = {"u": u[0]} if skip is None else {"u": u[0], "skip": skip[0]}
+        c, h = sru_step(self.layer.vectors(), self.layer.activation, None, state, inputs)
+        return h, c
 
 
 def check_options(cell: str, version: int, activation: str) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .recurrence import recurrence
 
-__all__ = ["ACTIVATIONS", "Masks", "activate", "run_elementwise", "run_with_recurrence"]
+__all__ = ["ACTIVATIONS", "Masks", "activate", "run_elementwise", "run_with_recurrence", "sru_step"]
 
 ACTIVATIONS = ("identity", "tanh", "relu")
 KERNEL_DTYPES = (torch.float32, torch.float64)
@@ -101,7 +101,7 @@ def run_with_recurrence(
     for d in range(directions):
         lanes = slice(d * hidden, (d + 1) * hidden)
         step = functools.partial(
-            _step, vectors[:, lanes], activation, None if masks is None else Masks(*(m[:, lanes] for m in masks))
+            sru_step, vectors[:, lanes], activation, None if masks is None else Masks(*(m[:, lanes] for m in masks))
         )
         inputs = {"u": u[..., lanes]} if skip is None else {"u": u[..., lanes], "skip": skip[..., lanes]}
         h, final = recurrence(step, c0[:, lanes], inputs, lengths=lengths, reverse=d == 1)
@@ -123,9 +123,10 @@ def numba_installed() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def _step(
+def sru_step(
     vectors: Tensor, activation: str, masks: Masks | None, c: Tensor, inputs: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
+    """One step: `(c, inputs) -> (c, h)` with inputs u [B, 3, O] and, where there is a skip term, skip [B, O]."""
     v_f, v_r, b_f, b_r = vectors.unbind()
     u0, u1, u2 = inputs["u"].unbind(1)
     f = torch.sigmoid(u1 + v_f * c + b_f)

@@ -1,0 +1,107 @@
+"""Exact reductions of one cell to another (specification, section 8b) and what saturated gates must do."""
+
+import pytest
+import torch
+
+from cellport.cells import GRU, LSTM, SRU
+
+from .cases import draw
+
+
+def close(actual, wanted):
+    torch.testing.assert_close(actual, wanted, rtol=1e-14, atol=1e-14)
+
+
+def sru(input_size=4, **options):
+    cell = SRU(input_size, 4, **options).double()
+    with torch.no_grad():
+        cell.rnn_lst[0].bias.copy_(torch.linspace(-1, 1, 8))
+    return cell
+
+
+def test_sru_version_2_without_peepholes_is_version_1():
+    second, first = sru(rescale=False), sru(version=1)
+    second.rnn_lst[0].weight_c.data.zero_()
+    first.load_state_dict(second.state_dict())
+    input, state = draw(first, 5, 2)
+    close(second(input, state), first(input, state))
+
+
+def test_sru_version_1_is_the_inclusive_scan_of_its_linear_steps():
+    cell = sru(version=1, skip=False)
+    input, state = draw(cell, 7, 2)
+    layer = cell.rnn_lst[0]
+    u = (input @ layer.weight).view(7, 2, 4, 3)
+    factor = torch.sigmoid(u[..., 1] + layer.bias[:4])
+    term = (1 - factor) * u[..., 0]
+    shift = 1
+    while shift < 7:  # Hillis and Steele: three passes for seven steps
+        term = torch.cat([term[:shift], factor[shift:] * term[:-shift] + term[shift:]])
+        factor = torch.cat([factor[:shift], factor[shift:] * factor[:-shift]])
+        shift *= 2
+    close(cell(input, state)[1][0], factor[-1] * state[0] + term[-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sru_keeps_its_state_where_the_forget_gate_is_open(dtype):
+    cell = sru().to(dtype)
+    cell.rnn_lst[0].bias.data[:4] = float("inf")
+    input, state = draw(cell, 5, 2)
+    assert torch.equal(cell(input.to(dtype), state.to(dtype))[1], state.to(dtype))
+
+
+def test_sru_state_is_the_candidate_where_the_forget_gate_is_shut():
+    cell = sru()
+    layer = cell.rnn_lst[0]
+    layer.bias.data[:4] = -float("inf")
+    input, state = draw(cell, 5, 2)
+    close(cell(input, state)[1][0], (input[-1] @ layer.weight).view(2, 4, 3)[..., 0])
+
+
+def test_sru_output_is_the_skip_where_the_reset_gate_is_shut():
+    cell = sru(highway_bias=-2.0)
+    layer = cell.rnn_lst[0]
+    layer.bias.data[4:] = -float("inf")
+    input, state = draw(cell, 5, 2)
+    close(cell(input, state)[0], layer.scale_x * input)
+
+
+def test_gru_holds_its_state_where_the_update_gate_is_open():
+    cell = GRU(3, 4).double()
+    cell.bias_ih_l0.data[4:8] = float("inf")
+    input, state = draw(cell, 5, 2)
+    close(cell(input, state)[1], state)
+
+
+def test_gru_forms_agree_where_the_recurrent_candidate_weight_is_diagonal_without_bias():
+    after, before = GRU(3, 4).double(), GRU(3, 4, reset_after=False).double()
+    with torch.no_grad():
+        after.weight_hh_l0[8:] = torch.diag(torch.linspace(-1, 1, 4, dtype=torch.float64))
+        after.bias_hh_l0[8:] = 0
+    before.load_state_dict(after.state_dict())
+    input, state = draw(after, 5, 2)
+    close(before(input, state), after(input, state))
+
+
+def test_gru_forms_differ_where_it_is_not():
+    after, before = GRU(3, 4).double(), GRU(3, 4, reset_after=False).double()
+    before.load_state_dict(after.state_dict())
+    input, state = draw(after, 5, 2)
+    assert (before(input, state)[0] - after(input, state)[0]).abs().max() > 1e-3
+
+
+def test_lstm_cell_grows_by_at_most_one_a_step():
+    cell = LSTM(3, 4).double()
+    input, state = draw(cell, 20, 2)
+    _, final = cell(100 * input, state)
+    assert (final.c.abs() <= state.c.abs() + 20).all()
+
+
+@pytest.mark.slow
+def test_sru_does_not_drift_over_10000_steps():
+    cell = sru(version=1)
+    input, state = draw(cell, 10_000, 1)
+    single = sru(version=1).float()
+    single.load_state_dict(cell.state_dict())
+    output, _ = cell(input, state)
+    torch.testing.assert_close(single(input.float(), state.float())[0].double(), output, rtol=1e-5, atol=1e-5)
