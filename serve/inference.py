@@ -58,8 +58,6 @@ class InferenceCalls:
 
     def start(self, message: ModelInferRequest, context: CallContext) -> Pending:
         """Hand a message of a stream to the engine."""
-        if not self._lifecycle.ready:
-            raise closing_error()
         return self._engine.submit(self._read(message, context))
 
     def _read(self, message: ModelInferRequest, context: CallContext) -> Request:

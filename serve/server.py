@@ -130,6 +130,8 @@ class Server:
         started.wait()
         if failure:
             self._thread.join()
+            self._thread = None
+            self.stop()
             raise failure[0]
 
     def stop(self) -> None:

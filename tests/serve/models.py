@@ -113,7 +113,7 @@ def manifest_of_tagger(states: tuple[str, ...]) -> Manifest:
     )
 
 
-def save_lstm(path: Path, *, causal: bool = True, seed: int = 0, lengths: bool = True) -> Path:
+def save_lstm(path: Path, *, causal: bool = True, seed: int = 0, lengths_default: bool = True) -> Path:
     """A tagger: tokens -> embedding -> LSTM -> tags of every step, and of the last; states h and c."""
     text = f"""
 <ir_version: 9, opset_import: ["" : 20]>
@@ -133,6 +133,10 @@ tagger (int64[batch, time] tokens, int64[lengths_rows] lengths, float[1, h_rows,
     weights["h"] = np.zeros((1, 1, HIDDEN), np.float32)
     weights["c"] = np.zeros((1, 1, HIDDEN), np.float32)
     manifest = dataclasses.replace(manifest_of_tagger(("h", "c")), causal=causal)
+    if not lengths_default:
+        del weights["lengths"]
+        tokens, lengths = manifest.inputs
+        manifest = dataclasses.replace(manifest, inputs=(tokens, dataclasses.replace(lengths, optional=False)))
     return _finish(text, weights, manifest, path)
 
 
@@ -277,3 +281,43 @@ pairs (float[batch, n] x) => (float[rows, 2] y)
 }
 """
     return _finish(text, {"pair": np.array([-1, 2], np.int64)}, None, path)
+
+
+def save_scale(path: Path) -> Path:
+    """Inputs of other kinds: a factor without a batch axis, and an offset that the graph has a default for."""
+    text = """
+<ir_version: 9, opset_import: ["" : 20]>
+scale (float[batch, n] x, float factor, float[offset_rows] offset) => (float[batch, n] y)
+{
+    scaled = Mul(x, factor)
+    column = Unsqueeze(offset, one)
+    y = Add(scaled, column)
+}
+"""
+    manifest = Manifest(
+        inputs=(
+            InputSpec(name="x", dtype="float32", axes=("batch", "n"), role="static"),
+            InputSpec(name="factor", dtype="float32", axes=(), role="static"),
+            InputSpec(name="offset", dtype="float32", axes=("batch",), role="static", optional=True),
+        ),
+        outputs=(OutputSpec(name="y", dtype="float32", axes=("batch", "n"), chunking="last"),),
+    )
+    weights = {"offset": np.array([100], np.float32), "one": np.array([1], np.int64)}
+    return _finish(text, weights, manifest, path)
+
+
+def save_time_first(path: Path) -> Path:
+    """A graph with time before the batch in every tensor: the running sum over time."""
+    text = """
+<ir_version: 9, opset_import: ["" : 20]>
+sums (float[time, batch, 2] x) => (float[time, batch, 2] y)
+{
+    y = CumSum(x, axis)
+}
+"""
+    axes = ("time", "batch", 2)
+    manifest = Manifest(
+        inputs=(InputSpec(name="x", dtype="float32", axes=axes, role="sequence"),),
+        outputs=(OutputSpec(name="y", dtype="float32", axes=axes, chunking="concatenate"),),
+    )
+    return _finish(text, {"axis": np.array(0, np.int64)}, manifest, path)
