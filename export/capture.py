@@ -185,18 +185,17 @@ def capture(
     user = list(leaves)
     sizes = {axis: max(2, _example_size(user, axis)) for axis in axis_names(user)}
     positions = tuple(range(len(user)))
+    lengths = _user_lengths(user, calls)
     with torch.no_grad():
         results = model(*pytree.tree_unflatten([leaf.example for leaf in user], structure))
         count = len([leaf for leaf in pytree.tree_leaves(results) if leaf is not None])
         names = _output_names(output_names, count)
         plain = Flat(model, structure, Slots(positions), range(count), Lift())
-        result = dict(result_axes(plain, _whole(user, calls), names, sizes))
+        result = dict(result_axes(plain, _whole(user, lengths), names, sizes))
     user_states = _user_states(user, result, states)
     state_outputs = [state.output for state in user_states]
     order = [index for index, name in enumerate(names) if name not in state_outputs]
     order += [names.index(name) for name in state_outputs]
-    given = next((user[call.lengths_are] for call in calls if call.lengths_are is not None), None)
-    lengths = None if given is None else given.name
     inputs = [leaf for leaf in user if leaf.name not in states]
     if lift.lengths:
         lengths = _free_name(LENGTHS, [leaf.name for leaf in user])
@@ -223,6 +222,14 @@ def capture(
     )
 
 
+def _user_lengths(leaves: Sequence[Leaf], calls: Sequence[Call]) -> str | None:
+    """The argument that holds lengths: the one that a cell was given as such, or else the one of that name."""
+    given = [leaves[call.lengths_are] for call in calls if call.lengths_are is not None]
+    named = [leaf for leaf in leaves if leaf.name == LENGTHS and leaf.axes == (BATCH,)]
+    found = next((leaf for leaf in (*given, *named) if leaf.example.dtype == torch.int64), None)
+    return None if found is None else found.name
+
+
 def _check_names(what: str, names: Sequence[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -233,12 +240,10 @@ def _example_size(leaves: Sequence[Leaf], axis: str) -> int:
     return next(leaf.example.shape[leaf.axes.index(axis)] for leaf in leaves if axis in leaf.axes)
 
 
-def _whole(leaves: Sequence[Leaf], calls: Sequence[Call]) -> list[Leaf]:
+def _whole(leaves: Sequence[Leaf], lengths: str | None) -> list[Leaf]:
     """The leaves, with lengths that any time axis can hold."""
-    known = {call.lengths_are for call in calls}
     return [
-        Leaf(leaf.name, leaf.axes, torch.ones_like(leaf.example)) if index in known else leaf
-        for index, leaf in enumerate(leaves)
+        Leaf(leaf.name, leaf.axes, torch.ones_like(leaf.example)) if leaf.name == lengths else leaf for leaf in leaves
     ]
 
 

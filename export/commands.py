@@ -76,8 +76,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     from .inspection import table
     from .prove import figures_table, verify
 
-    model = _load(arguments).model
-    verification = verify(model, arguments.path, progress=_progress if sys.stderr.isatty() else None)
+    spec = _load(arguments)
+    verification = verify(
+        spec.model, arguments.path, args=spec.args, progress=_progress if sys.stderr.isatty() else None
+    )
     if arguments.json:
         print(json.dumps(dataclasses.asdict(verification), indent=2))
     else:

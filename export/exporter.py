@@ -187,6 +187,11 @@ def _capture(
 
     timed = any(TIME in leaf.axes for leaf in leaves) and any(BATCH in leaf.axes for leaf in leaves)
     captured = attempt(Lift())
+    if captured.lengths is not None and timed and (reason := why_padding_is_read(captured)) is not None:
+        notes.append(
+            f"{captured.lengths!r} does not hide padding, so only rows of equal length can share a batch: {reason}"
+        )
+        captured.lengths = None
     free = [call for call in calls if call.default_lengths]
     if lift_lengths and timed and captured.lengths is None and free:
         better, reason = build(Lift(lengths=tuple(call.path for call in free)), why_padding_is_read)

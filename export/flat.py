@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from cellport.cells import SequenceCell
+from cellport.errors import CellportError, ExportError
 
 from .signature import Leaf
 
@@ -148,6 +149,9 @@ def probe(model: nn.Module, leaves: Sequence[Leaf], structure: Any) -> tuple[lis
 
     Returns:
         The recurrent cells in the order of their first call, and the module's results.
+
+    Raises:
+        ExportError: the module does not run on these arguments.
     """
     calls: dict[str, Call] = {}
     values = [leaf.example for leaf in leaves]
@@ -167,6 +171,12 @@ def probe(model: nn.Module, leaves: Sequence[Leaf], structure: Any) -> tuple[lis
     try:
         with torch.no_grad():
             result = model(*pytree.tree_unflatten(values, structure))
+    except CellportError:
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        raise ExportError(
+            f"the model does not run on its example arguments: {type(error).__name__}: {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ def verify(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
+    args: tuple[Any, ...] | None = None,
     grid: Grid | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
@@ -35,6 +37,8 @@ def verify(
     Args:
         model: the module with the weights that were exported, in evaluation mode.
         path: the file.
+        args: example arguments, as given to `to_onnx`. They tell how the model's arguments are put together and are
+            needed only where the manifest cannot tell, such as for named tuples.
         grid: which cases to compare.
         progress: called with the cases done and in all.
 
@@ -48,12 +52,12 @@ def verify(
     """
     runner = OnnxRunner(Path(path))
     manifest = runner.manifest()
-    captured = recapture(model, manifest)
+    captured = recapture(model, manifest, args)
     float32, float64 = captured.runner(torch.float32), captured.runner(torch.float64)
     return compare(manifest, runner, float32, float64, grid or Grid(), progress)
 
 
-def recapture(model: nn.Module, manifest: Manifest) -> Captured:
+def recapture(model: nn.Module, manifest: Manifest, args: tuple[Any, ...] | None = None) -> Captured:
     """Make the function of named tensors that a file was made from, out of the module and the file's manifest.
 
     Raises:
@@ -62,9 +66,16 @@ def recapture(model: nn.Module, manifest: Manifest) -> Captured:
     if model.training:
         raise ExportError("the model is in training mode; call model.eval() before verifying")
     source = manifest.source
-    if source is None or source.structure is None:
-        raise ExportError("the manifest does not tell how the model's arguments are put together")
-    structure = pytree.treespec_loads(source.structure)
+    if source is None:
+        raise ExportError("the manifest does not tell what the file was made from")
+    if args is not None:
+        structure = pytree.tree_structure(args)
+    elif source.structure is not None:
+        structure = pytree.treespec_loads(source.structure)
+    else:
+        raise ExportError("the manifest cannot tell how the model's arguments are put together; pass args=(...)")
+    if structure.num_leaves != len(source.arguments):
+        raise ExportError(f"args hold {structure.num_leaves} tensors; the file was made from {list(source.arguments)}")
     specs = {each.name: each for each in manifest.inputs}
     states = {each.input: each for each in manifest.states}
     leaves = []
@@ -74,10 +85,7 @@ def recapture(model: nn.Module, manifest: Manifest) -> Captured:
             raise ExportError(f"the manifest names an argument {name!r} that is neither an input nor a state")
         shape = [axis if isinstance(axis, int) else 2 for axis in spec.axes]
         leaves.append(Leaf(name, spec.axes, torch.zeros(shape, dtype=getattr(torch, spec.dtype))))
-    try:
-        calls, results = probe(model, leaves, structure)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ExportError(f"the model does not take the arguments that the file was made from: {error}") from error
+    calls, results = probe(model, leaves, structure)
     pairs = {name: states[name].output for name in source.arguments if name in states}
     outputs = _result_order(manifest, pairs, len(results))
     lift = Lift(source.lifted_states, source.lifted_lengths)

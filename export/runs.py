@@ -96,7 +96,7 @@ def in_chunks(run: Runner, contract: Contract, feeds: Arrays, boundaries: Iterab
 
 
 def row_by_row(run: Runner, contract: Contract, feeds: Arrays) -> list[Arrays]:
-    """Run each row of the batch alone, cut to its own length, without lengths."""
+    """Run each row of the batch alone, cut to its own length, so that there is no padding."""
     lengths = feeds[contract.lengths] if contract.lengths is not None else None
     steps = contract.steps(feeds)
     rows = []
@@ -112,6 +112,8 @@ def row_by_row(run: Runner, contract: Contract, feeds: Arrays) -> list[Arrays]:
             if TIME in axes:
                 value = np.take(value, range(length), axes.index(TIME))
             alone[name] = value
+        if contract.lengths is not None:
+            alone[contract.lengths] = np.array([length])
         rows.append(run(alone))
     return rows
 
