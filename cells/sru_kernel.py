@@ -13,6 +13,7 @@ vectors [4, O] = v_f, v_r, b_f, b_r; c0, mask_g, mask_s [B, O]; lengths int64 [B
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -94,7 +95,15 @@ def _tanh_of(x):
     return lambda x: math.tanh(x)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _compiled(function):
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder that numba could keep a cache in: compile in every process
+        return numba.njit(**options)(function)
+
+
+@_compiled
 def forward(u, skip, vectors, c0, mask_g, mask_s, lengths, directions, activation, c, h, final, first_j, last_j):
     """Fill c, h [T, B, O] (0 in the padding) and final [B, O]; equations in `sru_elementwise`."""
     steps = u.shape[0]
@@ -138,7 +147,7 @@ def forward(u, skip, vectors, c0, mask_g, mask_s, lengths, directions, activatio
                     out[j] = reset[j] * (keep_g[j] * out[j] - keep_s[j] * x) + x
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@_compiled
 def backward(
     u, skip, vectors, c0, mask_g, mask_s, lengths, directions, activation, c, grad_h,
     grad_u, grad_skip, grad_vectors, grad_c0, first_j, last_j,

@@ -24,7 +24,7 @@ CELLS = {
     "gru-reset-before-bidirectional": lambda: GRU(3, 4, bidirectional=True, reset_after=False),
     "sru": lambda: SRU(4, 4),
     "sru-v1-tanh": lambda: SRU(4, 4, version=1, activation="tanh", bias=False),
-    "sru-stacked-bidirectional-batch-first": lambda: SRU(3, 4, 2, bidirectional=True, batch_first=True),
+    "sru-bidirectional-batch-first": lambda: SRU(3, 4, bidirectional=True, batch_first=True),
     "sru-no-skip": lambda: SRU(4, 4, skip=False, rescale=False),
 }
 STEP_CELLS = {"rnn": RNNCell, "lstm": LSTMCell, "gru": GRUCell, "sru": SRUCell}

@@ -159,3 +159,15 @@ def test_a_trained_state_dict_survives_a_round_trip(tmp_path):
 def test_importing_the_cells_does_not_import_numba():
     code = "import sys, cellport.cells; sys.exit('numba' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@needs_numba
+def test_a_machine_without_a_folder_for_the_cache_compiles_in_every_process():
+    code = """
+import numba.core.caching, torch
+for locator in numba.core.caching.CacheImpl._locator_classes:
+    locator.from_function = classmethod(lambda *_: None)
+from cellport.cells import SRU
+assert SRU(3, 4)(torch.ones(2, 1, 3))[0].shape == (2, 1, 4)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
