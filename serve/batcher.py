@@ -31,15 +31,18 @@ class BatchSettings:
     Attributes:
         queue: requests that may wait; a further one is refused.
         rows: rows of one run. A request that has more runs alone.
+        padding: how many times larger than the requests' own steps a run may be made by padding; so that one long
+            request does not make a hundred short ones as long as itself.
         default_priority: of a request that gives none; a smaller number runs first.
     """
 
     queue: int = 4096
     rows: int = 64
+    padding: float = 4.0
     default_priority: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("queue", "rows", "default_priority"):
+        for name in ("queue", "rows", "padding", "default_priority"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 1")
 
@@ -101,6 +104,21 @@ class _Queue:
     heap: list[tuple[int, int, Work]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """The size of a run: its rows, its longest time, and the steps that its requests gave."""
+
+    rows: int = 0
+    longest: int = 0
+    steps: int = 0
+
+    def with_request(self, bound: Bound) -> "_Shape":
+        time = bound.time or 1
+        return _Shape(
+            rows=self.rows + bound.rows, longest=max(self.longest, time), steps=self.steps + bound.rows * time
+        )
+
+
 class Scheduler:
     """The waiting requests of all models.
 
@@ -124,16 +142,22 @@ class Scheduler:
     def __repr__(self) -> str:
         return f"<Scheduler {self._waiting} waiting in {len(self._queues)} queues, {self.sequences!r}>"
 
+    def check_room(self) -> None:
+        """Refuse a request that would be one too many.
+
+        Raises:
+            QueueFullError: as many requests wait as are accepted.
+        """
+        if self._waiting >= self.settings.queue:
+            raise QueueFullError(f"{self._waiting} requests are waiting; accepted: at most {self.settings.queue}")
+
     def submit(self, work: Work) -> list[Completion]:
         """Accept a request.
 
         Raises:
             QueueFullError: as many requests wait as are accepted.
         """
-        if self._waiting >= self.settings.queue:
-            if work.lane is not None:
-                self.sequences.release(work.lane)
-            raise QueueFullError(f"{self._waiting} requests are waiting; accepted: at most {self.settings.queue}")
+        self.check_room()
         self._waiting += 1
         if work.lane is None:
             self._push(work)
@@ -167,21 +191,27 @@ class Scheduler:
         while (key := self._most_urgent()) is not None:
             queue = self._queues[key]
             works: list[Work] = []
-            rows = 0
+            left: list[tuple[int, int, Work]] = []
+            shape = _Shape()
             while queue.heap:
                 work = queue.heap[0][2]
                 assert work.bound is not None
+                grown = shape.with_request(work.bound)
                 if work.phase != "waiting":
                     heapq.heappop(queue.heap)
                 elif work.deadline is not None and work.deadline <= now:
                     heapq.heappop(queue.heap)
                     completions += self.cancel(work, DeadlineExceededError("the deadline passed before the run"))
-                elif not works or rows + work.bound.rows <= self.settings.rows:
+                elif works and grown.rows > self.settings.rows:
+                    break
+                elif works and grown.rows * grown.longest > self.settings.padding * grown.steps:
+                    left.append(heapq.heappop(queue.heap))
+                else:
                     heapq.heappop(queue.heap)
                     works.append(work)
-                    rows += work.bound.rows
-                else:
-                    break
+                    shape = grown
+            for item in left:
+                heapq.heappush(queue.heap, item)
             if not queue.heap:
                 del self._queues[key]
             for work in works:

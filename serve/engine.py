@@ -211,6 +211,8 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise UnavailableError("the engine is closed")
+            # Before a start makes room in the table, at the cost of another sequence.
+            self._scheduler.check_room()
             if control is not None:
                 self._sequences.evict_idle(now)
                 if control.start:
@@ -267,17 +269,13 @@ class Engine:
 
     def close(self, seconds: float | None = None) -> None:
         """Refuse what waits and wait for what runs, but not longer than `seconds` for each worker."""
-        error = UnavailableError("the engine was closed before the request ran")
         with self._changed:
             self._closed = True
-            completions = self._scheduler.cancel_all(error)
+            completions = self._scheduler.cancel_all(_closed_error())
             self._changed.notify_all()
         _deliver(completions)
         for worker in self._workers:
             worker.join(seconds)
-        with self._changed:
-            completions = self._scheduler.cancel_all(error)
-        _deliver(completions)
 
     def __enter__(self) -> Self:
         return self
@@ -337,8 +335,14 @@ class Engine:
                 answers = run_batch(batch)
                 with self._changed:
                     completions = self._scheduler.finish(batch, answers, self.clock())
+                    if self._closed:  # steps that waited behind one that ran
+                        completions += self._scheduler.cancel_all(_closed_error())
                     self._changed.notify()
                 _deliver(completions)
+
+
+def _closed_error() -> UnavailableError:
+    return UnavailableError("the engine was closed before the request ran")
 
 
 def deadline_error() -> DeadlineExceededError:

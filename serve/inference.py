@@ -22,7 +22,7 @@ class InferenceCalls:
     Args:
         engine: runs the requests.
         lifecycle: whether calls are taken.
-        window: requests of one stream that may be unanswered before no more are read from it.
+        window: requests of one stream whose answers may be on the way before no more are read from it.
     """
 
     def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle, window: int) -> None:
@@ -49,6 +49,7 @@ class InferenceCalls:
             try:
                 while (response := await stream.answers.get()) is not None:
                     yield response
+                    stream.window.release()
                 await reader
                 if stream.stopped:
                     raise closing_error()
@@ -86,7 +87,7 @@ class _Stream:
         self.answers: asyncio.Queue[ModelStreamInferResponse | None] = asyncio.Queue()
         self.stopped = False
         self._calls = calls
-        self._window = asyncio.Semaphore(window)
+        self.window = asyncio.Semaphore(window)
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[tuple[str, SequenceId], asyncio.Task[None]] = {}
         self._receive: asyncio.Task[ModelInferRequest | None] | None = None
@@ -101,7 +102,7 @@ class _Stream:
                 message = None if self._receive.cancelled() else self._receive.result()
                 if message is None:
                     break
-                await self._window.acquire()
+                await self.window.acquire()
                 self._begin(message, context)
             if self._tasks:
                 await asyncio.wait(self._tasks)
@@ -143,19 +144,16 @@ class _Stream:
         self, message: ModelInferRequest, outcome: Pending | Exception, previous: asyncio.Task[None] | None
     ) -> None:
         try:
-            try:
-                if isinstance(outcome, Exception):
-                    raise outcome
-                response = ModelStreamInferResponse(infer_response=write_reply(await outcome.reply(), message.id))
-                if parameters.wants_final(message.parameters):
-                    response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
-            except Exception as error:
-                response = _write_error(error, message)
-            if previous is not None:
-                await asyncio.wait([previous])
-            self.answers.put_nowait(response)
-        finally:
-            self._window.release()
+            if isinstance(outcome, Exception):
+                raise outcome
+            response = ModelStreamInferResponse(infer_response=write_reply(await outcome.reply(), message.id))
+            if parameters.wants_final(message.parameters):
+                response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
+        except Exception as error:
+            response = _write_error(error, message)
+        if previous is not None:
+            await asyncio.wait([previous])
+        self.answers.put_nowait(response)
 
 
 async def _next(messages: AsyncIterator[ModelInferRequest]) -> ModelInferRequest | None:

@@ -9,13 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import uvloop
-
 from .async_engine import AsyncEngine
 from .calls import Lifecycle
 from .engine import Engine, EngineSettings
 from .grpc_front import GrpcFront
 from .table import build_table
+
+try:
+    from uvloop import new_event_loop
+except ImportError:  # it has no build for Windows
+    from asyncio import new_event_loop  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class ServerSettings:
         engine: how its engine works.
         receive_bytes: largest message that is taken.
         send_bytes: largest message that is sent.
-        stream_window: requests of one stream that may be unanswered before no more are read from it.
+        stream_window: requests of one stream whose answers may be on the way before no more are read from it, so that
+            a client that does not read cannot fill the server's memory.
         grace_seconds: how long a shutdown waits for running requests.
     """
 
@@ -118,7 +122,7 @@ class Server:
 
         def run() -> None:
             try:
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                with asyncio.Runner(loop_factory=new_event_loop) as runner:
                     runner.run(self._serve(started.set, handle_signals=False))
             except BaseException as error:
                 failure.append(error)
@@ -153,7 +157,7 @@ class Server:
             AddressError: the address cannot be listened on.
         """
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 runner.run(self._serve(on_start or (lambda: None), handle_signals=True))
         finally:
             if self._owned:

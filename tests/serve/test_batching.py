@@ -21,7 +21,7 @@ from cellport.errors import (
 from cellport.serve import AsyncEngine, BatchSettings, Engine, EngineSettings, Model
 from cellport.serve.assembly import Answer
 from cellport.serve.batcher import Batch, Scheduler, Work
-from cellport.serve.requests import Request
+from cellport.serve.requests import Control, Request
 from cellport.serve.running import run_batch
 from cellport.serve.sequences import SequenceSettings, SequenceTable
 
@@ -133,6 +133,35 @@ def test_rows_are_bounded_and_a_larger_request_runs_alone(lstm: Model) -> None:
     for work in works:
         scheduler.submit(work)
     assert [taken(scheduler) for _ in range(4)] == [works[:2], works[2:3], works[3:4], works[4:]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.sampled_from([1.0, 1.5, 4.0]))
+def test_a_run_is_never_made_more_than_the_set_times_larger_by_padding(
+    lstm: Model, lengths: list[int], padding: float
+) -> None:
+    scheduler = Scheduler(BatchSettings(padding=padding), SequenceTable(SequenceSettings()))
+    for length in lengths:
+        scheduler.submit(work_of(lstm, tokens=np.zeros((1, length), np.int64)))
+    found: list[int] = []
+    while works := taken(scheduler):
+        run = [work.bound.time for work in works if work.bound is not None and work.bound.time is not None]
+        assert len(run) * max(run) <= padding * sum(run)
+        found += run
+    assert sorted(found) == sorted(lengths)
+    assert scheduler.waiting == 0
+
+
+def test_a_start_that_the_queue_refuses_evicts_nobody(folder: Path) -> None:
+    settings = EngineSettings(batch=BatchSettings(queue=1), sequences=SequenceSettings(maximum=1))
+    with Engine(folder, settings) as engine:
+        sequence = engine.open_sequence("lstm")
+        with busy(engine):
+            engine.submit(Request(model="affine", inputs={"x": np.ones((1, 3), np.float32)}), lambda _: None)
+            start = Request(model="lstm", inputs={"tokens": np.array([[1]])}, control=Control(id=9, start=True))
+            with pytest.raises(QueueFullError):
+                engine.submit(start, lambda _: None)
+        sequence.step({"tokens": np.array([1])})
 
 
 def test_urgent_requests_run_first_and_others_in_order_of_arrival(lstm: Model, fussy: Model) -> None:
@@ -253,10 +282,13 @@ def test_a_deadline_that_passes_while_the_request_waits_is_reported_without_a_ru
 def test_a_closed_engine_refuses_what_waits_and_what_comes(folder: Path) -> None:
     engine = Engine(folder)
     outcomes: list[Any] = []
+    sequence = engine.open_sequence("lstm")
     with busy(engine):
         engine.submit(Request(model="lstm", inputs={"tokens": np.array([[1]])}), outcomes.append)
+        for _ in range(3):
+            engine.submit(sequence.request({"tokens": np.array([1])}, None, None), outcomes.append)
         engine.close()
-    assert isinstance(outcomes[0], UnavailableError)
+    assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 4
     with pytest.raises(UnavailableError, match="closed"):
         engine.infer("lstm", {"tokens": np.array([[1]])})
 

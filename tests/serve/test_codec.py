@@ -36,6 +36,7 @@ def request_of(**tensor: Any) -> ModelInferRequest:
     return request
 
 
+@settings(deadline=None)
 @given(st.one_of(NUMBERS, BYTES))
 def test_raw_contents_round_trip_bit_for_bit(array: Any) -> None:
     request = ModelInferRequest()
@@ -45,6 +46,7 @@ def test_raw_contents_round_trip_bit_for_bit(array: Any) -> None:
     assert codec.encode(read) == codec.encode(array)
 
 
+@settings(deadline=None)
 @given(st.one_of(NUMBERS.filter(lambda array: array.dtype != np.float16), BYTES))
 def test_typed_contents_are_read_as_the_same_array(array: Any) -> None:
     datatype = codec.datatype_of(codec.dtype_of(array))
@@ -125,7 +127,7 @@ TENSORS = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(TENSORS, max_size=3), st.lists(st.binary(max_size=40), max_size=3))
 def test_any_combination_of_fields_is_read_or_refused(tensors: list[Any], raw: list[bytes]) -> None:
     request = ModelInferRequest(inputs=tensors, raw_input_contents=raw)
@@ -134,7 +136,7 @@ def test_any_combination_of_fields_is_read_or_refused(tensors: list[Any], raw: l
         assert [array.shape for array in arrays.values()] == [tuple(each.shape) for each in tensors]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 4), st.binary(max_size=40))
 def test_any_raw_bytes_of_a_bytes_tensor_are_read_or_refused(count: int, data: bytes) -> None:
     request = request_of(datatype="BYTES", shape=[count])

@@ -3,6 +3,7 @@
 import asyncio
 import queue
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from cellport.protos.inference_pb2 import ModelInferRequest, ModelStreamInferResponse
-from cellport.serve import Server
+from cellport.serve import Client, EngineSettings, Server, ServerSettings
 
 from .wire import tokens_of, triton_input
 
@@ -96,9 +97,7 @@ def test_the_final_response_is_marked_where_the_request_asks_for_it(stream: Stre
     assert sorted(marks) == [False, True]
 
 
-def test_a_quick_request_of_a_stream_does_not_wait_for_a_slow_one_of_another_sequence(folder: Any) -> None:
-    from cellport.serve import EngineSettings, ServerSettings
-
+def test_a_quick_request_of_a_stream_does_not_wait_for_a_slow_one_of_another_sequence(folder: Path) -> None:
     with Server(folder, ServerSettings(engine=EngineSettings(workers=2)), port=0) as server:
         triton = Triton(server.address)
         stream = Stream(triton)
@@ -119,6 +118,14 @@ def test_many_requests_on_one_stream_are_each_answered_once(stream: Stream) -> N
         assert error is None
         answers[result.get_response().id] = result.as_numpy("tags").shape
     assert answers == {str(number): (1, 1 + number % 7, 4) for number in range(300)}
+
+
+def test_a_stream_goes_on_after_its_window_was_full(folder: Path) -> None:
+    with Server(folder / "lstm", ServerSettings(stream_window=2), port=0) as server, Client(server.address) as client:
+        requests = ({"tokens": tokens_of(3, seed)} for seed in range(50))
+        answers = list(client.stream("lstm", requests, timeout=WAIT))
+    assert sorted(each.index for each in answers) == list(range(50))
+    assert all(each.error is None for each in answers)
 
 
 async def test_tritons_asyncio_client_gets_the_same_answers_as_the_synchronous_one(
