@@ -23,6 +23,9 @@ from .sequences import Lane, SequenceTable
 
 Outcome = Reply | Exception
 
+_SEARCH = 4
+"""Requests that are passed over, for each row of a run, before the search for ones that fit is given up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
@@ -38,7 +41,7 @@ class BatchSettings:
 
     queue: int = 4096
     rows: int = 64
-    padding: float = 4.0
+    padding: float = 1.25
     default_priority: int = 2
 
     def __post_init__(self) -> None:
@@ -202,7 +205,7 @@ class Scheduler:
                 elif work.deadline is not None and work.deadline <= now:
                     heapq.heappop(queue.heap)
                     completions += self.cancel(work, DeadlineExceededError("the deadline passed before the run"))
-                elif works and grown.rows > self.settings.rows:
+                elif (works and grown.rows > self.settings.rows) or len(left) >= _SEARCH * self.settings.rows:
                     break
                 elif works and grown.rows * grown.longest > self.settings.padding * grown.steps:
                     left.append(heapq.heappop(queue.heap))

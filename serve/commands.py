@@ -21,9 +21,12 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8001, help="port to listen on, 0 for a free one (%(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="rows of one run (%(default)s)")
+    parser.add_argument(
+        "--padding", type=float, default=1.25, help="how many times larger padding may make a run (%(default)s)"
+    )
     parser.add_argument("--queue", type=int, default=4096, help="requests that may wait (%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="batches that run at the same time (%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="threads of one run, 0 for one a core (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="batches that run at the same time (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of one run, 0 for one a core (%(default)s)")
     parser.add_argument("--sequences", type=int, default=10_000, help="running sequences (%(default)s)")
     parser.add_argument(
         "--idle", type=float, default=600.0, help="seconds until an unused sequence is evicted (%(default)s)"
@@ -52,7 +55,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             port=arguments.port,
             grace_seconds=arguments.grace,
             engine=EngineSettings(
-                batch=BatchSettings(rows=arguments.batch, queue=arguments.queue),
+                batch=BatchSettings(rows=arguments.batch, padding=arguments.padding, queue=arguments.queue),
                 sequences=SequenceSettings(
                     maximum=arguments.sequences, idle_seconds=arguments.idle, on_restart=arguments.restart
                 ),

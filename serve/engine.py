@@ -52,7 +52,7 @@ class EngineSettings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     sequences: SequenceSettings = field(default_factory=SequenceSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
-    workers: int = 1
+    workers: int = 2
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -32,12 +32,13 @@ class SessionSettings:
     """How onnxruntime runs a model.
 
     Attributes:
-        threads: threads of one run; 0 lets onnxruntime choose by the number of cores.
+        threads: threads of one run; 0 for one a core. A recurrent step is too small to be shared out: cores are better
+            used by running several batches at a time (docs/decisions/0006-first-batcher.md).
         spin: waiting threads spin instead of sleeping. Faster on cores that have nothing else to do; here they share
             them with the server's event loop.
     """
 
-    threads: int = 0
+    threads: int = 1
     spin: bool = False
 
     def __post_init__(self) -> None:

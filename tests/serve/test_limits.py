@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models.save_lstm(folder / "lstm" / "1" / "model.onnx")
     models.save_slow(folder / "slow" / "1" / "model.onnx", loops=1500)
     models.save_reshape(folder / "reshape" / "1" / "model.onnx")
-    engine = EngineSettings(batch=BatchSettings(queue=1))
+    engine = EngineSettings(batch=BatchSettings(queue=1), workers=1)
     with Server(folder, ServerSettings(engine=engine, receive_bytes=10_000), port=0) as running:
         yield running
 
