@@ -52,6 +52,10 @@ class Pending:
         self._future = future
         self._deadline = deadline
 
+    def cancel(self) -> None:
+        """Drop the request unless it runs already."""
+        self._ticket.cancel(RequestCancelledError("the request was cancelled before it ran"))
+
     async def reply(self) -> Reply:
         """Wait for the answer.
 
@@ -67,7 +71,7 @@ class Pending:
         try:
             outcome = await self._future
         except asyncio.CancelledError:
-            self._ticket.cancel(RequestCancelledError("the request was cancelled before it ran"))
+            self.cancel()
             raise
         finally:
             if timer is not None:

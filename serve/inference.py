@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from cellport.errors import InvalidRequestError
 from cellport.protos.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 
 from . import codec, parameters
@@ -62,13 +63,13 @@ class InferenceCalls:
         return self._engine.submit(self._read(message, context))
 
     def _read(self, message: ModelInferRequest, context: CallContext) -> Request:
+        # An unknown model is the first thing to tell, whatever else is wrong.
+        self._engine.engine.repository.get(message.model_name, message.model_version)
         deadline = context.deadline
         timeout = parameters.read_timeout(message.parameters)
         if timeout is not None:
             own = self._engine.engine.clock() + timeout
             deadline = own if deadline is None else min(own, deadline)
-        # An unknown model is the first thing to tell, whatever else is wrong.
-        self._engine.engine.repository.get(message.model_name, message.model_version)
         return Request(
             model=message.model_name,
             version=message.model_version,
@@ -88,7 +89,7 @@ class _Stream:
         self.stopped = False
         self._calls = calls
         self.window = asyncio.Semaphore(window)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Pending | Exception] = {}
         self._last: dict[tuple[str, SequenceId], asyncio.Task[None]] = {}
         self._receive: asyncio.Task[ModelInferRequest | None] | None = None
 
@@ -120,8 +121,10 @@ class _Stream:
         reader.cancel()
         if self._receive is not None:
             self._receive.cancel()
-        for task in self._tasks:
+        for task, outcome in self._tasks.items():
             task.cancel()
+            if isinstance(outcome, Pending):  # a task that has not begun would leave its request in the queue
+                outcome.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reader
 
@@ -134,8 +137,8 @@ class _Stream:
             outcome = error
         key = _sequence_key(message)
         task = asyncio.create_task(self._answer(message, outcome, None if key is None else self._last.get(key)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = outcome
+        task.add_done_callback(self._tasks.pop)
         if key is not None:
             self._last[key] = task
             task.add_done_callback(lambda done: self._last.get(key) is done and self._last.pop(key))
@@ -163,7 +166,7 @@ async def _next(messages: AsyncIterator[ModelInferRequest]) -> ModelInferRequest
 def _sequence_key(message: ModelInferRequest) -> tuple[str, SequenceId] | None:
     try:
         control: Control | None = parameters.read_control(message.parameters)
-    except Exception:
+    except InvalidRequestError:
         return None
     return None if control is None else (message.model_name, control.id)
 

@@ -156,3 +156,25 @@ def test_a_model_folder_that_cannot_be_served_stops_the_start(tmp_path: Path) ->
 
     with pytest.raises(ModelLoadError):
         Server(tmp_path)
+
+
+def test_what_a_stream_had_waiting_is_dropped_when_its_client_cancels_it(server: Server, call: Any) -> None:
+    running = keep_busy(server, call)
+    with grpc.insecure_channel(server.address) as channel:
+        stream = channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=messages.ModelInferRequest.SerializeToString,
+        )
+        ended = threading.Event()
+
+        def requests() -> Iterator[messages.ModelInferRequest]:
+            yield write_request("lstm", {"tokens": [[1]]}, None)
+            ended.wait(WAIT)
+
+        responses = stream(requests(), timeout=WAIT)
+        until(lambda: server.engine.waiting == 1)
+        responses.cancel()
+        until(lambda: server.engine.waiting == 0)
+        ended.set()
+    assert not running.done()
+    running.result(WAIT)

@@ -90,6 +90,15 @@ def test_an_error_in_a_stream_echoes_the_requests_id_and_names_its_status(server
     assert answers[0].infer_response.parameters["cellport_status"].string_param == "NOT_FOUND"
 
 
+def test_bytes_that_are_no_message_end_the_stream_with_invalid_argument(server: Server) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        with pytest.raises(grpc.RpcError) as refusal:
+            list(call(iter([b"\xff\xff"]), timeout=WAIT))
+    assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "2 bytes" in refusal.value.details()
+
+
 def test_the_final_response_is_marked_where_the_request_asks_for_it(stream: Stream) -> None:
     stream.send("affine", "x", np.ones((1, 3), np.float32), enable_empty_final_response=True)
     stream.send("affine", "x", np.ones((1, 3), np.float32))
