@@ -37,7 +37,7 @@ test-all: $(READY) check
 	$(BIN)/python -m pytest
 
 demo: $(READY)
-	$(BIN)/python examples/language_id/demo.py $(if $(TEXT),--text "$(TEXT)")
+	$(BIN)/python -m examples.language_id.demo $(if $(TEXT),--text "$(TEXT)")
 
 bench-cells: $(READY)
 	$(BIN)/python benchmarks/cells.py

@@ -1,0 +1,28 @@
+"""One everyday sentence in each language, for the demonstration."""
+
+SENTENCES = {
+    "bg": "Утре сутрин ще отидем на пазара за хляб и сирене.",
+    "ca": "Demà al matí anirem al mercat a comprar pa i formatge.",
+    "cs": "Zítra ráno půjdeme na trh koupit chléb a sýr.",
+    "da": "I morgen tidlig går vi på markedet for at købe brød og ost.",
+    "de": "Morgen früh gehen wir auf den Markt und kaufen Brot und Käse.",
+    "el": "Αύριο το πρωί θα πάμε στην αγορά για ψωμί και τυρί.",
+    "en": "Tomorrow morning we will go to the market to buy bread and cheese.",
+    "es": "Mañana por la mañana iremos al mercado a comprar pan y queso.",
+    "fi": "Huomenaamulla menemme torille ostamaan leipää ja juustoa.",
+    "fr": "Demain matin nous irons au marché acheter du pain et du fromage.",
+    "hu": "Holnap reggel elmegyünk a piacra kenyeret és sajtot venni.",
+    "id": "Besok pagi kami akan pergi ke pasar untuk membeli roti dan keju.",
+    "it": "Domani mattina andremo al mercato a comprare pane e formaggio.",
+    "lt": "Rytoj ryte eisime į turgų pirkti duonos ir sūrio.",
+    "nb": "I morgen tidlig går vi på torget for å kjøpe brød og ost.",
+    "nl": "Morgenochtend gaan we naar de markt om brood en kaas te kopen.",
+    "pl": "Jutro rano pójdziemy na targ kupić chleb i ser.",
+    "pt": "Amanhã de manhã vamos ao mercado comprar pão e queijo.",
+    "ro": "Mâine dimineață mergem la piață să cumpărăm pâine și brânză.",
+    "ru": "Завтра утром мы пойдём на рынок за хлебом и сыром.",
+    "sk": "Zajtra ráno pôjdeme na trh kúpiť chlieb a syr.",
+    "sv": "I morgon bitti går vi till torget för att köpa bröd och ost.",
+    "tr": "Yarın sabah pazara gidip ekmek ve peynir alacağız.",
+    "uk": "Завтра вранці ми підемо на ринок по хліб і сир.",
+}
