@@ -1,6 +1,7 @@
 """torch's fused kernels for RNN, LSTM and GRU, with lengths that may be 0 and padding that is never read."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def run_fused(
     Returns:
         The output [time, batch, directions * features], 0 in the padding, and the final state's tensors.
     """
-    run = getattr(torch._VF, kernel)
+    run = _kernel(kernel, state)
     hx: Tensor | tuple[Tensor, ...] = state if kernel == "lstm" else state[0]
     options = (bias, num_layers, dropout, training, bidirectional)
     steps = input.shape[0]
@@ -65,3 +66,21 @@ def run_fused(
         torch.where(running, output, 0.0),
         tuple(torch.where(running, new.index_select(1, back), old) for new, old in zip(final, state, strict=True)),
     )
+
+
+def _kernel(kernel: Kernel, state: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """Torch's function for a kernel."""
+    run: Callable[..., Any] = getattr(torch._VF, kernel)
+    if kernel != "lstm" or state[0].shape[-1] == state[1].shape[-1]:
+        return run
+
+    def projected(*arguments: Any) -> Any:
+        # oneDNN has no projection, and torch warns of that at every first use unless it is not to try.
+        set_flags: Callable[..., Any] = torch.backends.mkldnn.set_flags
+        before = set_flags(_enabled=False, _fp32_precision=None)
+        try:
+            return run(*arguments)
+        finally:
+            set_flags(_enabled=before[0], _fp32_precision=None)
+
+    return projected

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from .graphs import add_initializer, constant, graph_of, integer, is_constant, nodes, rank
+from .rows import FLOATS, by_row
 
 Mode = bool | Literal["auto"]
 
@@ -20,13 +21,6 @@ AUTO_LIMIT = 512 << 20
 """Bytes by which `"auto"` lets the tables of one embedding grow the model."""
 
 _ROWS_AT_ONCE = 4096
-_UNARY = frozenset(
-    [
-        *("Abs", "Cast", "Celu", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu"),
-        *("Log", "Mish", "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh"),
-    ]
-)
-_BINARY = frozenset(["Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"])
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ def _candidate(model: ir.Model, gather: ir.Node) -> _Candidate | None:
     table, ids = (*gather.inputs, None, None)[:2]
     if gather.graph is not model.graph or table is None or ids is None or is_constant(ids):
         return None
-    if not is_constant(table) or rank(table) != 2 or integer(gather, "axis", 0) != 0 or table.dtype not in _FLOATS:
+    if not is_constant(table) or rank(table) != 2 or integer(gather, "axis", 0) != 0 or table.dtype not in FLOATS:
         return None
     row = gather.outputs[0]
     derived: set[ir.Value] = {row}
@@ -118,7 +112,7 @@ def _candidate(model: ir.Model, gather: ir.Node) -> _Candidate | None:
     started = False
     for node in model.graph:
         started |= node is gather
-        if started and node is not gather and _by_row(node, derived, rank(row)):
+        if started and node is not gather and by_row(node, derived, rank(row)):
             derived.update(node.outputs)
             computed.append(node)
     inside = set(computed)
@@ -132,41 +126,6 @@ def _candidate(model: ir.Model, gather: ir.Node) -> _Candidate | None:
     if not any(node.op_type == "MatMul" for node in computed) or any(_width(value) == 0 for value in results):
         return None
     return _Candidate(gather, computed, results)
-
-
-_FLOATS = frozenset([ir.DataType.FLOAT, ir.DataType.DOUBLE])
-
-
-def _by_row(node: ir.Node, derived: set[ir.Value], leading: int | None) -> bool:
-    """Whether a node computes each row of its result from the same row of derived values and constants."""
-    if node.domain != "" or not any(value in derived for value in node.inputs):
-        return False
-    if not all(value is None or value in derived or is_constant(value) for value in node.inputs):
-        return False
-    if node.op_type in _UNARY:
-        return node.op_type != "Cast" or node.outputs[0].dtype in _FLOATS
-    if node.op_type in _BINARY:
-        return all(value in derived or _one_row(value, leading) for value in node.inputs if value is not None)
-    if node.op_type == "MatMul":
-        return node.inputs[0] in derived and node.inputs[1] not in derived and rank(_second(node)) == 2
-    if node.op_type == "LayerNormalization":
-        parameters = [value for value in node.inputs[1:] if value is not None]
-        last = integer(node, "axis", -1) in (-1, (leading or 0) - 1)
-        unread = not any(value.uses() for value in node.outputs[1:])
-        return last and unread and node.inputs[0] in derived and all(value not in derived for value in parameters)
-    return False
-
-
-def _second(node: ir.Node) -> ir.Value:
-    value = node.inputs[1]
-    assert value is not None
-    return value
-
-
-def _one_row(value: ir.Value, leading: int | None) -> bool:
-    """Whether a constant broadcasts along every axis but the last."""
-    array = constant(value)
-    return array is not None and array.ndim <= (leading or 0) and all(size == 1 for size in array.shape[:-1])
 
 
 def _needed(computed: list[ir.Node], results: list[ir.Value]) -> list[ir.Node]:

@@ -3,6 +3,7 @@
 import onnx_ir as ir
 
 from .graphs import graph_of, integer, integers, is_constant, nodes, rank
+from .rows import by_row
 
 
 class MoveTransposes(ir.passes.InPlacePass):
@@ -12,11 +13,19 @@ class MoveTransposes(ir.passes.InPlacePass):
     the ids costs a fraction, and leaves the embedding next to the projection that a lookup table folds.
 
     - `Transpose(Gather(table, ids))` that leaves the row axes last becomes `Gather(table, Transpose(ids))`.
+    - A Transpose that leaves the last axis in place moves in front of an operator that treats every row alike, such as
+      a layer normalisation, so that it can go on to the gather.
     - `Transpose(Transpose(x))` becomes one Transpose, or nothing.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
+        modified = False
+        while self._once(model):
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+    def _once(self, model: ir.Model) -> bool:
         modified = False
         for node in list(nodes(model, "Transpose")):
             source = node.inputs[0]
@@ -27,7 +36,9 @@ class MoveTransposes(ir.passes.InPlacePass):
                 modified |= _merge(node, producer)
             elif producer.op_type == "Gather":
                 modified |= _above_gather(node, producer)
-        return ir.passes.PassResult(model, modified)
+            else:
+                modified |= _above_rows(node, producer)
+        return modified
 
 
 def _merge(node: ir.Node, before: ir.Node) -> bool:
@@ -46,6 +57,43 @@ def _merge(node: ir.Node, before: ir.Node) -> bool:
     node.replace_input_with(0, source)
     node.attributes["perm"] = ir.AttrInt64s("perm", together)
     return True
+
+
+def _above_rows(node: ir.Node, before: ir.Node) -> bool:
+    """Move a Transpose in front of an operator that treats rows alike, if nothing else reads that operator."""
+    permutation, turned = integers(node, "perm"), node.outputs[0]
+    changing = [value for value in before.inputs if value is not None and not is_constant(value)]
+    if len(changing) != 1 or len(before.outputs[0].uses()) != 1 or before.outputs[0].is_graph_output():
+        return False
+    source, axes = changing[0], rank(changing[0])
+    if axes is None or rank(before.outputs[0]) != axes or len(permutation) != axes or permutation[-1] != axes - 1:
+        return False
+    if turned.is_graph_output() or not _from_gather(before):
+        return False
+    first = ir.node("Transpose", [source], {"perm": permutation})
+    first.outputs[0].type = source.type
+    if source.shape is not None:
+        first.outputs[0].shape = ir.Shape([source.shape[axis] for axis in permutation])
+    graph_of(before).insert_before(before, first)
+    for index, value in enumerate(before.inputs):
+        if value is source:
+            before.replace_input_with(index, first.outputs[0])
+    ir.convenience.replace_all_uses_with(turned, before.outputs[0])
+    before.outputs[0].shape = turned.shape
+    graph_of(node).remove(node, safe=True)
+    return True
+
+
+def _from_gather(node: ir.Node | None) -> bool:
+    """Whether a node is a gather of constant rows, or only operators that treat rows alike stand between it and one."""
+    while node is not None and node.domain == "":
+        if node.op_type == "Gather":
+            return is_constant(node.inputs[0])
+        changing = [value for value in node.inputs if value is not None and not is_constant(value)]
+        if len(changing) != 1 or not by_row(node, {changing[0]}, rank(changing[0])):
+            return False
+        node = changing[0].producer()
+    return False
 
 
 def _above_gather(node: ir.Node, gather: ir.Node) -> bool:

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from .cases import CASES, Case, draw, expected, tensors_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-
 T, B = 5, 4
 LENGTHS = [3, 0, 5, 1]
 CHUNKED = [case for case in CASES if not case.options.get("bidirectional")]

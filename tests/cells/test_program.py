@@ -10,7 +10,6 @@ from cellport.cells import GRU, LSTM, RNN, SRU, GRUCell, LSTMCell, RNNCell, SRUC
 from .cases import draw, tensors_of
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # torch's own tracer, at its first use
 ]
 

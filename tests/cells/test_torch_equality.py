@@ -12,6 +12,7 @@ from cellport.cells import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 from .cases import tensors_of
 
+# torch.nn.LSTM itself warns.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 PAIRS = {

@@ -9,8 +9,6 @@ from cellport.cells import GRU, LSTM, RNN, SRU, LSTMState
 
 from .cases import tensors_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-
 ALPHA_MINUS_2 = {"highway_bias": -2.0}  # scale_x = 1.1272403
 
 LSTM_ONE_WIDE = LSTM(2, 1, num_layers=2, bidirectional=True)

@@ -1,0 +1,99 @@
+"""onnxruntime equals PyTorch, by the rule of the float64 truth, for every cell and way of exporting it."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from cellport.export import to_onnx, verify
+from cellport.export.verification import Grid
+
+from .models import KINDS, MinGRU, MinState, Pooled, Setting, Two
+
+SAMPLED = Grid(batches=(1, 2, 7), steps=(1, 13), chunks=(None, 5, 1))
+
+
+def settings(count: int, seed: int) -> list[Setting]:
+    """For each kind of cell, ways of exporting it drawn at random."""
+    rng = random.Random(seed)
+    return [
+        Setting(
+            kind=kind,
+            model=rng.choice(["tokens", "lengths", "features"]),
+            layers=rng.choice([1, 2, 3]),
+            bidirectional=rng.random() < 0.4,
+            batch_first=rng.random() < 0.5,
+            opset=rng.choice([18, 19, 20, 21, 22]),
+            lookup=rng.choice(["auto", False]),
+            state_inputs=rng.choice(["optional", "required"]),
+            wide=rng.random() < 0.5,
+        )
+        for kind in KINDS
+        for _ in range(count)
+    ]
+
+
+def check(setting: Setting, folder: Path, grid: Grid | None) -> None:
+    model, args, options = setting.build()
+    path = folder / "model.onnx"
+    report = to_onnx(model, args, path, **options)
+    assert report.manifest.verification is not None
+    figures = verify(model, path, args=args, grid=grid)
+    assert {each.name for each in figures.outputs} == {
+        *(each.name for each in report.manifest.outputs),
+        *(each.output for each in report.manifest.states),
+    }
+
+
+@pytest.mark.parametrize("setting", settings(1, seed=7), ids=str)
+def test_an_exported_cell_computes_what_pytorch_computes(setting: Setting, tmp_path: Path) -> None:
+    """A seeded sample: one way of exporting each kind of cell."""
+    check(setting, tmp_path, SAMPLED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", settings(8, seed=8), ids=str)
+def test_every_cell_computes_what_pytorch_computes_on_the_full_grid(setting: Setting, tmp_path: Path) -> None:
+    """Eight ways of exporting each kind of cell, over the full grid."""
+    check(setting, tmp_path, None)
+
+
+def test_a_larger_classifier_computes_what_pytorch_computes(tmp_path: Path) -> None:
+    """Layer normalisation folds into the tables, dropout leaves no node, the mean is over valid steps."""
+    torch.manual_seed(0)
+    model = Pooled().eval()
+    args = (torch.arange(6).reshape(2, 3), torch.tensor([3, 1]))
+    shapes = {"tokens": {0: "batch", 1: "time"}, "lengths": {0: "batch"}}
+    report = to_onnx(model, args, tmp_path / "m.onnx", dynamic_shapes=shapes, lookup=True)
+    assert len(report.manifest.tables) == 8
+    assert not report.manifest.causal
+    verify(model, tmp_path / "m.onnx", grid=SAMPLED)
+
+
+def test_states_of_two_cells_are_named_after_their_paths(tmp_path: Path) -> None:
+    model = Two().eval()
+    shapes = {"tokens": {0: "time", 1: "batch"}}
+    report = to_onnx(model, (torch.zeros(2, 2, dtype=torch.long),), tmp_path / "m.onnx", dynamic_shapes=shapes)
+    pairs = [(each.input, each.output) for each in report.manifest.states]
+    assert pairs == [(f"encoder.{name}", f"encoder.{name}_out") for name in ("a.h", "b.h", "b.c")]
+    assert report.manifest.causal
+    verify(model, tmp_path / "m.onnx", grid=SAMPLED)
+
+
+def test_a_cell_of_the_users_own_exports_with_its_state_and_its_tables(tmp_path: Path) -> None:
+    model = MinGRU().eval()
+    args = (torch.arange(6).reshape(2, 3), MinState(torch.zeros(2, 5)), torch.tensor([3, 1]))
+    report = to_onnx(
+        model,
+        args,
+        tmp_path / "m.onnx",
+        output_names=["output", "h_out"],
+        input_names=["tokens", "h", "lengths"],
+        dynamic_shapes={"tokens": {0: "batch", 1: "time"}, "h": {0: "batch"}, "lengths": {0: "batch"}},
+        state={"h_out": "h"},
+        lookup=True,
+    )
+    assert report.manifest.causal
+    assert len(report.manifest.tables) == 2
+    verify(model, tmp_path / "m.onnx", args=args, grid=SAMPLED)
