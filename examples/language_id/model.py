@@ -21,7 +21,7 @@ class LanguageIdentifier(nn.Module):
     def __init__(self, buckets: int = BUCKETS, embedding: int = 64, hidden: int = 256) -> None:
         super().__init__()
         self.embedding = nn.Embedding(buckets, embedding)
-        self.sru = SRU(embedding, hidden, num_layers=2, batch_first=True, highway_bias=-1.0)
+        self.sru = SRU(embedding, hidden, num_layers=2, batch_first=True)
         self.head = nn.Linear(hidden, len(CODES))
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
