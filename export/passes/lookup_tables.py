@@ -50,7 +50,8 @@ class _Candidate:
 class LookupTables(ir.passes.InPlacePass):
     """Replace what is computed from an embedding row alone by rows that are computed at export.
 
-    Precondition: constants are folded; token ids are transposed, not embedded rows (`MoveTransposes`).
+    Precondition: constants are folded; token ids are transposed, not embedded rows (`MoveTransposes`); dead nodes are
+    removed, so that what reads an embedding is known.
 
     The pass follows each `Gather(embedding, ids)` through operations that treat every position alike (products with a
     constant matrix, elementwise operations with constants, layer normalisation) up to the first that does not. Each
