@@ -1,0 +1,91 @@
+"""The language identifier, small: its data, and the road from training to a served answer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cellport.export import to_onnx
+from cellport.serve import Client, Server
+from examples.language_id import data
+from examples.language_id.model import LanguageIdentifier, factory
+from examples.language_id.sentences import SENTENCES
+from examples.language_id.train import predict, step
+
+
+@pytest.fixture(scope="module")
+def vocabularies() -> tuple[list[data.Vocabulary], list[data.Vocabulary]]:
+    return data.load(words=300)
+
+
+def test_trigrams_follow_the_typing_and_stay_inside_their_word() -> None:
+    assert list(data.trigrams("Où, là?")) == ["  o", " où", "où ", "  l", " là", "là "]
+    assert list(data.encode("a b")) == [*data.encode("a"), *data.encode("b")]
+    assert len(data.encode("?!")) == 1
+
+
+def test_a_bucket_is_the_same_in_every_process() -> None:
+    assert data.bucket("  a") == 27294 == data.encode("a")[0]
+
+
+def test_no_word_is_both_trained_on_and_held_out(
+    vocabularies: tuple[list[data.Vocabulary], list[data.Vocabulary]],
+) -> None:
+    """Not even in another language."""
+    training, held_out = ({word for each in part for word in each.words} for part in vocabularies)
+    assert not training & held_out
+    assert 0.05 < len(held_out) / len(training | held_out) < 0.15
+
+
+def test_snippets_are_what_their_ids_say(
+    vocabularies: tuple[list[data.Vocabulary], list[data.Vocabulary]],
+) -> None:
+    snippets = data.draw(vocabularies[0], 50, np.random.default_rng(0))
+    for ids, length, text in zip(snippets.ids, snippets.lengths, snippets.texts, strict=True):
+        np.testing.assert_array_equal(ids[:length], data.encode(text))
+        assert 1 <= len(text.split()) <= data.MOST_WORDS
+        assert not ids[length:].any()
+
+
+def test_there_is_a_sentence_for_every_language() -> None:
+    assert len(data.CODES) >= 20
+    assert set(SENTENCES) == set(data.LANGUAGES)
+
+
+def test_the_trained_model_answers_as_it_does_in_pytorch(
+    vocabularies: tuple[list[data.Vocabulary], list[data.Vocabulary]], tmp_path: Path
+) -> None:
+    """A few steps of training, an export with its table, and the server's answers beside PyTorch's."""
+    torch.manual_seed(0)
+    model = LanguageIdentifier(buckets=data.BUCKETS, embedding=8, hidden=16)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    rng, losses = np.random.default_rng(0), []
+    for _ in range(12):
+        loss, _ = step(model, data.draw(vocabularies[0], 32, rng, words=3))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    model.eval()
+    spec = factory()
+    path = tmp_path / "language_id.onnx"
+    report = to_onnx(
+        model,
+        spec.args,
+        path,
+        input_names=spec.input_names,
+        output_names=spec.output_names,
+        dynamic_shapes=spec.dynamic_shapes,
+        lookup=True,
+    )
+    assert report.manifest.causal
+    snippets = data.draw(vocabularies[1], 20, rng)
+    with Server(path, port=0) as server, Client(f"127.0.0.1:{server.port}") as client:
+        answers = client.infer("language_id", {"tokens": snippets.ids, "lengths": snippets.lengths}, ["answer"])
+        with client.sequence("language_id") as stream:
+            ids = data.encode(snippets.texts[0])
+            guesses = [stream.step({"tokens": [[token]]})["guesses"] for token in ids]
+    np.testing.assert_array_equal(answers["answer"].argmax(1), predict(model, snippets))
+    np.testing.assert_allclose(np.ravel(guesses[-1]), answers["answer"][0], rtol=0, atol=1e-5)
