@@ -18,7 +18,7 @@ class LanguageIdentifier(nn.Module):
         hidden: hidden size of each of the two layers.
     """
 
-    def __init__(self, buckets: int = BUCKETS, embedding: int = 64, hidden: int = 256) -> None:
+    def __init__(self, buckets: int = BUCKETS, embedding: int = 128, hidden: int = 256) -> None:
         super().__init__()
         self.embedding = nn.Embedding(buckets, embedding)
         self.sru = SRU(embedding, hidden, num_layers=2, batch_first=True)
