@@ -1,33 +1,85 @@
-"""The names that users import."""
+"""What a user can rely on: the names of each package, and what importing them costs."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
 PUBLIC = {
     "cellport": ["__version__"],
     "cellport.cells": [
-        *("GRU", "GRUCell", "LSTM", "LSTMCell", "LSTMState", "RNN", "RNNCell", "SRU", "SRUCell"),
-        *("CellError", "SequenceCell", "StepCell", "recurrence"),
+        *("GRU", "LSTM", "RNN", "SRU", "CellError", "GRUCell", "LSTMCell", "LSTMState", "RNNCell", "SRUCell"),
+        *("SequenceCell", "StepCell", "recurrence"),
     ],
     "cellport.export": ["ExportSpec", "Report", "inspect", "to_onnx", "verify"],
+    "cellport.export.passes": [
+        *("CleanScans", "FoldConstants", "FoldedTable", "LookupTables", "MoveTransposes", "NameTensors"),
+        *("NameWeights", "OptionalInputs", "RemoveDead", "ReverseScans"),
+    ],
     "cellport.serve": [
-        *("AsyncClient", "AsyncEngine", "Client", "Engine", "Model", "Server"),
-        *("BatchSettings", "EngineSettings", "SequenceSettings", "ServerSettings", "SessionSettings"),
+        *("AsyncClient", "AsyncEngine", "BatchSettings", "Client", "Engine", "EngineSettings", "Model"),
+        *("SequenceSettings", "Server", "ServerSettings", "SessionSettings"),
     ],
 }
 
 
-@pytest.mark.parametrize("module", PUBLIC)
-def test_public_names_are_there_and_no_others(module: str) -> None:
-    """A name that is added or removed is a decision, and this list changes with it."""
-    loaded = importlib.import_module(module)
-    assert sorted(loaded.__all__) == sorted(PUBLIC[module])
-    for name in loaded.__all__:
-        assert getattr(loaded, name) is not None
+@pytest.mark.parametrize("package", PUBLIC)
+def test_a_package_offers_these_names_and_no_others(package: str) -> None:
+    """A name that comes or goes is a decision: change this list with it."""
+    module = importlib.import_module(package)
+    assert sorted(module.__all__) == sorted(PUBLIC[package])
+    for name in module.__all__:
+        assert getattr(module, name) is not None
 
 
-@pytest.mark.parametrize("module", ["cellport.export", "cellport.serve"])
-def test_a_name_that_is_not_there_is_an_attribute_error(module: str) -> None:
-    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
-        importlib.import_module(module).nothing_of_the_kind  # noqa: B018
+@pytest.mark.parametrize("package", ["cellport.cells", "cellport.export", "cellport.serve"])
+def test_a_name_that_a_package_does_not_have_is_an_attribute_error(package: str) -> None:
+    """Names that are imported late still fail as Python's do, so that `hasattr` and `from … import` work."""
+    module = importlib.import_module(package)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        module.no_such_name  # noqa: B018
+
+
+def loaded(statement: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import cellport",
+        "import cellport.manifest",
+        "import cellport.errors",
+        "import cellport.cli",
+        "import cellport.export",
+        "from cellport.serve import Client",
+        "from cellport.serve import AsyncClient",
+        "import cellport.serve.commands",
+    ],
+)
+def test_what_a_client_imports_needs_neither_torch_nor_onnxruntime(statement: str) -> None:
+    assert not loaded(statement) & {"torch", "onnx", "onnxruntime", "onnxscript", "numba"}
+
+
+def test_what_a_server_imports_needs_no_torch() -> None:
+    found = loaded("from cellport.serve import Server, Engine, Model")
+    assert "onnxruntime" in found
+    assert not found & {"torch", "onnx", "onnxscript"}
+
+
+def test_cells_import_torch_alone() -> None:
+    found = loaded("import cellport.cells")
+    assert "torch" in found
+    assert not found & {"onnx", "onnxruntime", "onnxscript", "grpc"}
+
+
+def test_help_of_the_command_line_loads_no_part_of_it() -> None:
+    """`cellport --help` answers at once."""
+    statement = (
+        "import cellport.cli, contextlib\nwith contextlib.suppress(SystemExit): cellport.cli.main(['--version'])"
+    )
+    assert not loaded(statement) & {"torch", "onnxruntime", "grpc"}
