@@ -145,7 +145,7 @@ class TorchRunner:
         with torch.no_grad():
             results = self._module(*arguments)
         names = [name for name, _ in captured.outputs] + [state.output for state in captured.states]
-        return {name: value.numpy() for name, value in zip(names, results, strict=True)}
+        return {name: value.detach().numpy() for name, value in zip(names, results, strict=True)}
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return self._convert(torch.from_numpy(np.ascontiguousarray(array)))

@@ -255,7 +255,7 @@ def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables)
     ir.passes.PassManager([passes.NameWeights("model."), *clean, *clean[-2:], folding, *clean], steps=1)(graph)
     inputs = [(leaf.name, leaf.axes) for leaf in leaves]
     outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]
-    passes.NameTensors(inputs, outputs)(graph)
+    ir.passes.PassManager([passes.SeparateOutputs(), passes.NameTensors(inputs, outputs)], steps=1)(graph)
     return graph
 
 

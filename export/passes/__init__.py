@@ -11,6 +11,7 @@ from .name_tensors import NameTensors, NameWeights
 from .optional_inputs import OptionalInputs
 from .remove_dead import RemoveDead
 from .reverse_scans import ReverseScans
+from .separate_outputs import SeparateOutputs
 
 __all__ = [
     "CleanScans",
@@ -23,4 +24,5 @@ __all__ = [
     "OptionalInputs",
     "RemoveDead",
     "ReverseScans",
+    "SeparateOutputs",
 ]
