@@ -121,11 +121,7 @@ class TorchRunner:
     def __call__(self, feeds: Arrays) -> Arrays:
         """Run the module; a float input is converted to the runner's precision."""
         captured = self._captured
-        batch = next(
-            feeds[leaf.name].shape[leaf.axes.index(BATCH)]
-            for leaf in captured.inputs
-            if BATCH in leaf.axes and leaf.name in feeds
-        )
+        batch = captured.contract().batch(feeds)
         arguments = []
         for leaf in captured.inputs:
             if leaf.name in feeds:
@@ -204,7 +200,11 @@ def capture(
     every = [*user_states, *(state for group in lifted.values() for state in group)]
     arguments = [leaf.name for leaf in inputs] + [state.input for state in every]
     _check_names("input", arguments)
-    _check_names("output", names + [state.output for group in lifted.values() for state in group])
+    given_out = names + [state.output for group in lifted.values() for state in group]
+    _check_names("output", given_out)
+    both = [name for name in given_out if name in arguments]
+    if both:
+        raise ExportError(f"name {both[0]!r} is an input and an output; accepted: a name of its own for each")
     slots = Slots(
         user=tuple(arguments.index(leaf.name) for leaf in user),
         lengths=len(inputs) - 1 if lift.lengths else None,

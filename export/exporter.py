@@ -279,7 +279,12 @@ def _finish(graph: ir.Model, captured: Captured, optional: bool) -> None:
         for each in captured.states:
             defaults[each.input] = Default(each.initial.numpy(), each.axes.index(BATCH))
     if defaults:
-        first = next(leaf for leaf in captured.inputs if BATCH in leaf.axes and leaf.name not in defaults)
+        first = next((leaf for leaf in captured.inputs if BATCH in leaf.axes and leaf.name not in defaults), None)
+        if first is None:
+            raise ExportError(
+                f"no input but the states has an axis {BATCH!r}, so that nothing tells the batch size where a state is "
+                f"left out; name that axis in dynamic_shapes, or use state_inputs='required'"
+            )
         passes.OptionalInputs(defaults, (first.name, first.axes.index(BATCH)))(graph)
 
 

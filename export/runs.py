@@ -46,8 +46,9 @@ class Contract:
         return next((int(feeds[n].shape[a.index(TIME)]) for n, a in self.inputs.items() if TIME in a and n in feeds), 1)
 
     def batch(self, feeds: Arrays) -> int:
-        """The size of the batch axis in `feeds`."""
-        return next(int(feeds[n].shape[a.index(BATCH)]) for n, a in self.inputs.items() if BATCH in a and n in feeds)
+        """The size of the batch axis in `feeds`; 1 if there is none."""
+        axes = {**self.inputs, **{name: axes for name, (_, axes) in self.states.items()}}
+        return next((int(feeds[n].shape[a.index(BATCH)]) for n, a in axes.items() if BATCH in a and n in feeds), 1)
 
 
 def in_chunks(run: Runner, contract: Contract, feeds: Arrays, boundaries: Iterable[int]) -> Arrays:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cellport.errors import ExportError
+from cellport.errors import CellportError, ExportError
 from cellport.manifest import BATCH, TIME, Axes
 
 
@@ -161,12 +161,12 @@ def result_axes(
     Yields:
         The name and axes of each result. An axis that follows a named one without being equal to it gets a name of
         its own.
+
+    Raises:
+        ExportError: the module does not run with another size of an axis.
     """
-    base = run(*(leaf.sized(sizes) for leaf in leaves))
-    grown = {}
-    for axis in sizes:
-        larger = {**sizes, axis: sizes[axis] + 1}
-        grown[axis] = run(*(leaf.sized(larger) for leaf in leaves))
+    base = _at(run, leaves, sizes)
+    grown = {axis: _at(run, leaves, {**sizes, axis: sizes[axis] + 1}) for axis in sizes}
     for index, name in enumerate(outputs):
         axes: list[int | str] = list(base[index].shape)
         for axis, results in grown.items():
@@ -175,6 +175,18 @@ def result_axes(
                     same = before == sizes[axis] and after == sizes[axis] + 1
                     axes[position] = axis if same else f"{name}_axis_{position}"
         yield name, tuple(axes)
+
+
+def _at(run: Any, leaves: Sequence[Leaf], sizes: Mapping[str, int]) -> Any:
+    try:
+        return run(*(leaf.sized(sizes) for leaf in leaves))
+    except CellportError:
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        raise ExportError(
+            f"dynamic_shapes names the axes {list(sizes)}, but the model does not run with the sizes "
+            f"{list(sizes.values())}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def axis_names(leaves: Sequence[Leaf]) -> list[str]:

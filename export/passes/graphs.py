@@ -64,7 +64,7 @@ def graph_of(node: ir.Node) -> ir.Graph:
 
 def add_initializer(model: ir.Model, name: str, array: "np.ndarray[Any, Any]") -> ir.Value:
     """Register an initializer of the main graph under a name that is still free."""
-    taken = model.graph.initializers
+    taken = {value.name for value in (*model.graph.inputs, *model.graph.outputs)} | set(model.graph.initializers)
     free, count = name, 0
     while free in taken:
         count += 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from cellport.manifest import BATCH
 
@@ -82,4 +83,5 @@ class OptionalInputs(ir.passes.InPlacePass):
             graph.extend(made)
         else:
             graph.insert_before(first, made)
+        common.NameFixPass()(model)
         return ir.passes.PassResult(model, True)
