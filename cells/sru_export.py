@@ -11,8 +11,10 @@ and the output are computed for all steps at once, from the same e:
 
     r_t = sigmoid(v_r * e_t + u2_t + v_r * u0_t)        c_t = p_t + u0_t
 
-The sums u1 + v_f * u0 and u2 + v_r * u0 are projections of the input themselves, with the weights W_f + W diag(v_f)
-and W_r + W diag(v_r), so an embedding in front folds into one table of rows for each.
+The sums u1 + v_f * u0 and u2 + v_r * u0 depend on the input's row alone, so an embedding in front folds into one table
+of rows for each. Where they are computed, they are computed from u0 itself: as products of their own, with the weights
+W_f + W diag(v_f), they would round otherwise than u0 does, and the difference, which v_f * e takes away again, would
+stay.
 
 Lengths stay out of the loop: after a sequence's end it computes what nobody reads. Backwards the padding comes first;
 there u0 is the initial state, so e is 0 and c does not move.
@@ -54,14 +56,13 @@ def _run_direction(
 ) -> tuple[Tensor, Tensor]:
     """Run one direction: h [T, B, H], not yet masked, and the final state [B, H]."""
     weight = layer.blocks()[:, d]
-    w0, w1, w2 = (weight[..., m] for m in range(3))
     v_f, v_r = layer.weight_c.view(2, layer.directions, layer.hidden_size)[:, d].unbind()
-    if layer.version == 2:
-        w1, w2 = w1 + w0 * v_f, w2 + w0 * v_r
-    u0, u1, u2 = (input @ block.contiguous() for block in (w0, w1, w2))
+    u0, u1, u2 = (input @ weight[..., m].contiguous() for m in range(3))
     if layer.bias is not None:
         b_f, b_r = layer.bias.view(2, layer.directions, layer.hidden_size)[:, d].unbind()
         u1, u2 = u1 + b_f, u2 + b_r
+    if layer.version == 2:
+        u1, u2 = u1 + v_f * u0, u2 + v_r * u0
     c, e, final = _scan_cell(u0, u1, v_f if layer.version == 2 else None, c0, lengths, valid, reverse=d == 1)
     reset = torch.sigmoid(u2 + v_r * e if layer.version == 2 else u2)
     g = activate(c, layer.activation)
