@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from cellport.errors import CellportError, EquivalenceError, ExportError
+from cellport.errors import CellportError, ExportError
 from cellport.manifest import (
     BATCH,
     METADATA_KEY,
@@ -89,8 +89,8 @@ def to_onnx(
         A report: the manifest, sizes, figures, and what was decided and why.
 
     Raises:
-        ExportError: the model cannot be exported as asked; the message says what to change.
-        EquivalenceError: the file does not compute what the module computes; the file is removed.
+        ExportError: the model cannot be exported as asked; the message says what to change. No file is left.
+        EquivalenceError: the file does not compute what the module computes. No file is left.
     """
     started = time.perf_counter()
     path = Path(f)
@@ -108,19 +108,20 @@ def to_onnx(
     _finish(graph, captured, state_inputs == "optional")
     manifest = _manifest(graph, captured, causal, folding.tables, model, structure, leaves, state_inputs == "required")
     notes = [*captured.notes, *folding.notes]
-    _save(graph, manifest, path)
-    if verify:
-        try:
+    try:
+        _save(graph, manifest, path)
+        if verify:
             figures = compare(
                 manifest, OnnxRunner(path), captured.runner(torch.float32), captured.runner(torch.float64), QUICK
             )
-        except EquivalenceError:
-            path.unlink()
-            raise
-        manifest = replace(manifest, verification=figures)
-        _save(graph, manifest, path)
+            manifest = replace(manifest, verification=figures)
+            _save(graph, manifest, path)
+    except CellportError:
+        path.unlink(missing_ok=True)
+        _external_data(path).unlink(missing_ok=True)
+        raise
     nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(graph.graph))
-    data = path.with_name(path.name + ".data")
+    data = _external_data(path)
     size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
     return Report(path, size, nodes, manifest, tuple(notes), time.perf_counter() - started)
 
@@ -354,13 +355,17 @@ def _dtype(value: ir.Value) -> str:
     return str(value.dtype.numpy())
 
 
+def _external_data(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
+
+
 def _save(graph: ir.Model, manifest: Manifest, path: Path) -> None:
     """Write the file and check it in full."""
     graph.metadata_props[METADATA_KEY] = manifest.to_json()
     graph.producer_name, graph.producer_version = "cellport", version("cellport")
     path.parent.mkdir(parents=True, exist_ok=True)
     size = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
-    external = f"{path.name}.data" if size >= _EXTERNAL_DATA_FROM else None
+    external = _external_data(path).name if size >= _EXTERNAL_DATA_FROM else None
     ir.save(graph, path, external_data=external)
     try:
         onnx.checker.check_model(str(path), full_check=True)

@@ -20,19 +20,29 @@ class OnnxRunner:
     """
 
     def __init__(self, path: str | Path, *, threads: int = 0) -> None:
+        self._path = str(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a class of its own for each status, with no common base
-            raise ExportError(f"onnxruntime cannot load {str(path)!r}: {error}") from error
+            raise ExportError(f"onnxruntime cannot load {self._path!r}: {error}") from error
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def __call__(self, feeds: Arrays) -> Arrays:
-        """Run the file; optional inputs may be left out."""
+        """Run the file; optional inputs may be left out.
+
+        Raises:
+            ExportError: onnxruntime fails on these inputs.
+        """
         contiguous = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
-        return dict(zip(self.outputs, self.session.run(None, contiguous), strict=True))
+        try:
+            results = self.session.run(None, contiguous)
+        except Exception as error:  # see above
+            sizes = {name: list(value.shape) for name, value in feeds.items()}
+            raise ExportError(f"onnxruntime cannot run {self._path!r} on inputs of shapes {sizes}: {error}") from error
+        return dict(zip(self.outputs, results, strict=True))
 
     def manifest(self) -> Manifest:
         """The manifest in the file's metadata.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cellport.errors import EquivalenceError
+from cellport.errors import CellportError, EquivalenceError, ExportError
 from cellport.manifest import BATCH, TIME, InputSpec, Manifest, OutputFigures, Verification
 
 from .runs import Array, Arrays, Contract, Runner, in_chunks, valid_part
@@ -98,6 +98,7 @@ def compare(
 
     Raises:
         EquivalenceError: a case breaks the rule; the message names the worst.
+        ExportError: the module or the file does not run at a case.
     """
     contract = Contract.of(manifest)
     cases = list(grid.cases(manifest))
@@ -134,7 +135,12 @@ def _errors(
     """For each output: onnxruntime's error, PyTorch's, the largest truth, and whether it must be exact."""
     clean, garbage = feeds(manifest, case)
     lengths = clean.get(contract.lengths) if contract.lengths is not None else None
-    truth, own = float64(clean), float32(clean)
+    try:
+        truth, own = float64(clean), float32(clean)
+    except CellportError:
+        raise
+    except Exception as cause:  # whatever the user's forward raises
+        raise ExportError(f"the model does not run at {case}: {type(cause).__name__}: {cause}") from cause
     if case.chunk is None:
         found = onnx(garbage)
     else:
