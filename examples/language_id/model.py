@@ -21,6 +21,8 @@ class LanguageIdentifier(nn.Module):
     def __init__(self, buckets: int = BUCKETS, embedding: int = 128, hidden: int = 256) -> None:
         super().__init__()
         self.embedding = nn.Embedding(buckets, embedding)
+        # Small rows keep the gates out of saturation at the start: it learns faster than from torch's N(0, 1).
+        nn.init.normal_(self.embedding.weight, std=0.3)
         self.sru = SRU(embedding, hidden, num_layers=2, batch_first=True)
         self.head = nn.Linear(hidden, len(CODES))
 
