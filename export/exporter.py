@@ -36,6 +36,7 @@ from .proofs import why_not_causal, why_padding_is_read
 from .ranges import index_ranges
 from .report import Report
 from .runtime import OnnxRunner
+from .selections import selected_rows
 from .signature import Leaf, argument_leaves
 from .translate import quiet, translate
 from .verification import QUICK, compare
@@ -97,6 +98,10 @@ def to_onnx(
     _check_arguments(model, args, state, state_inputs, lengths, lookup, weights)
     leaves, structure = argument_leaves(model, args, input_names, dynamic_shapes)
     calls, _ = probe(model, leaves, structure)
+    rows = selected_rows(
+        lambda *tensors: model(*pytree.tree_unflatten(tensors, structure)), {leaf.name: leaf.example for leaf in leaves}
+    )
+    leaves = [replace(leaf, rows=rows.get(leaf.name)) for leaf in leaves]
     pairs = {input: output for output, input in state.items()} if isinstance(state, Mapping) else {}
     captured, causal = _capture(
         model, leaves, structure, output_names, pairs, calls, state == "auto", lengths == "auto"

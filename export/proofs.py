@@ -1,6 +1,7 @@
 """What is proved of a module before it is exported: that it may be cut in time, that padding is not read."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def _close(value: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]", truth: ob
 
 
 def _example(captured: Captured, lengths: tuple[int, ...]) -> tuple[Arrays, Arrays]:
-    """Inputs drawn from the values of the user's example, with clean padding and with garbage in it."""
+    """Random inputs, with clean padding and with garbage in it."""
     rng = np.random.default_rng(0)
     contract: Contract = captured.contract()
     sizes: Mapping[str, int] = {**captured.sizes, BATCH: len(lengths), TIME: _STEPS}
@@ -85,7 +86,12 @@ def _example(captured: Captured, lengths: tuple[int, ...]) -> tuple[Arrays, Arra
             clean[leaf.name] = garbage[leaf.name] = np.asarray(lengths)
             continue
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in leaf.axes)
-        draw = _floats(rng) if leaf.example.is_floating_point() else _resampled(rng, leaf.example.numpy())
+        if leaf.example.is_floating_point():
+            draw = _floats(rng)
+        elif leaf.rows is not None:
+            draw = _integers(rng, leaf.rows, leaf.example.numpy().dtype)
+        else:
+            draw = _resampled(rng, leaf.example.numpy())
         value = draw(shape)
         mask = valid_part(np.ones(shape, bool), leaf.axes, valid)
         dirty = np.full(shape, np.nan) if value.dtype.kind == "f" else draw(shape)
@@ -104,6 +110,10 @@ def _floats(rng: np.random.Generator) -> Draw:
     return lambda shape: rng.standard_normal(shape)
 
 
+def _integers(rng: np.random.Generator, rows: int, dtype: "np.dtype[Any]") -> Draw:
+    return lambda shape: rng.integers(0, rows, shape).astype(dtype)
+
+
 def _resampled(rng: np.random.Generator, values: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> Draw:
-    """Integers among those of the example: what else the module accepts is not known yet."""
+    """Integers among those of the example: what else the module accepts is not known."""
     return lambda shape: rng.choice(values.ravel(), shape)

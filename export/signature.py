@@ -21,11 +21,13 @@ class Leaf:
         name: its name in the graph.
         axes: the name of each dynamic axis, the size of each fixed one.
         example: a value of it.
+        rows: for integers that select rows, such as those of an embedding, how many rows there are, if that is known.
     """
 
     name: str
     axes: Axes
     example: Tensor
+    rows: int | None = None
 
     def sized(self, sizes: Mapping[str, int]) -> Tensor:
         """Return the example with each named axis repeated or cut to the size that `sizes` gives it."""
