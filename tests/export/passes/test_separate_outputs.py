@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from cellport.export.passes import SeparateOutputs
 
-from .test_passes import operators, parse, run
+from .graphs import operators, parse, run
 
 # The parser refuses an output that is written twice, so the outputs are put in place afterwards.
 TEXT = """
