@@ -189,12 +189,14 @@ def _rows(candidate: _Candidate, embedding: "np.ndarray[Any, Any]") -> list["np.
         proto.input[:] = ["" if value is None else names[value] for value in node.inputs]
         proto.output[:] = [names[value] for value in node.outputs]
         if node.op_type == "Cast":
-            proto.attribute[0].i = double
+            next(each for each in proto.attribute if each.name == "to").i = double
         made.append(proto)
+    # An axis of a layer normalisation and the shape of a constant count from the front: the rank stays what it is.
+    leading = [1] * ((rank(candidate.gather.outputs[0]) or 2) - 2)
     graph = onnx.helper.make_graph(
         made,
         "rows",
-        [onnx.helper.make_tensor_value_info("row", double, [None, embedding.shape[1]])],
+        [onnx.helper.make_tensor_value_info("row", double, [*leading, None, embedding.shape[1]])],
         [onnx.helper.make_tensor_value_info(names[value], double, None) for value in candidate.results],
         initializers,
     )
@@ -202,12 +204,13 @@ def _rows(candidate: _Candidate, embedding: "np.ndarray[Any, Any]") -> list["np.
     evaluate = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]))
     columns: list[np.ndarray[Any, Any]] = []
     for start in range(0, len(embedding), _ROWS_AT_ONCE):
-        part = evaluate.run(None, {"row": _double(embedding[start : start + _ROWS_AT_ONCE])})
-        for index, (value, rows) in enumerate(zip(candidate.results, part, strict=True)):
+        part = _double(embedding[start : start + _ROWS_AT_ONCE])
+        results = evaluate.run(None, {"row": part.reshape(*leading, *part.shape)})
+        for index, (value, rows) in enumerate(zip(candidate.results, results, strict=True)):
             assert value.dtype is not None
             if start == 0:
                 columns.append(np.empty((len(embedding), _width(value)), value.dtype.numpy()))
-            columns[index][start : start + len(rows)] = rows.reshape(-1, _width(value))
+            columns[index][start : start + len(part)] = rows.reshape(-1, _width(value))
     return columns
 
 
