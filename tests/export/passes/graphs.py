@@ -7,6 +7,21 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
+TOKENS = """
+<ir_version: 10, opset_import: ["" : 20]>
+main (int64[batch, time] ids) => (float[time, batch, 3] y)
+<float[5, 2] table = {0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9}, float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[3] b = {1, 2, 3},
+ float[2] scale = {1, 2}>
+{
+    rows = Gather <axis = 0> (table, ids)
+    normal = LayerNormalization <axis = -1> (rows, scale)
+    turned = Transpose <perm = [1, 0, 2]> (normal)
+    product = MatMul(turned, w)
+    y = Add(product, b)
+}
+"""
+IDS = np.array([[0, 4, 2], [1, 1, 3]])
+
 
 def parse(text: str) -> ir.Model:
     """A model whose shapes are inferred, as after translation."""

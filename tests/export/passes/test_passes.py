@@ -18,7 +18,7 @@ from cellport.export.passes import (
 )
 from cellport.export.passes.optional_inputs import Default
 
-from .graphs import floats, operators, parse, run, same
+from .graphs import IDS, TOKENS, floats, operators, parse, run, same
 
 SCAN = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -101,22 +101,6 @@ def test_a_slice_that_is_no_flip_of_time_stays(old: str, new: str) -> None:
     model = parse(text)
     ReverseScans()(model)
     assert operators(model.graph).count("Slice") == 2
-
-
-TOKENS = """
-<ir_version: 10, opset_import: ["" : 20]>
-main (int64[batch, time] ids) => (float[time, batch, 3] y)
-<float[5, 2] table = {0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9}, float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[3] b = {1, 2, 3},
- float[2] scale = {1, 2}>
-{
-    rows = Gather <axis = 0> (table, ids)
-    normal = LayerNormalization <axis = -1> (rows, scale)
-    turned = Transpose <perm = [1, 0, 2]> (normal)
-    product = MatMul(turned, w)
-    y = Add(product, b)
-}
-"""
-IDS = np.array([[0, 4, 2], [1, 1, 3]])
 
 
 def test_token_ids_are_transposed_instead_of_their_rows() -> None:
