@@ -15,7 +15,7 @@ PUBLIC = {
     "cellport.export": ["ExportSpec", "Report", "inspect", "to_onnx", "verify"],
     "cellport.export.passes": [
         *("CleanScans", "FoldConstants", "FoldedTable", "LookupTables", "MoveTransposes", "NameTensors"),
-        *("NameWeights", "OptionalInputs", "RemoveDead", "ReverseScans"),
+        *("NameWeights", "OptionalInputs", "RemoveDead", "ReverseScans", "SeparateOutputs"),
     ],
     "cellport.serve": [
         *("AsyncClient", "AsyncEngine", "BatchSettings", "Client", "Engine", "EngineSettings", "Model"),
