@@ -1,5 +1,6 @@
 """Files that several tests look into, exported once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from cellport.export import Report, to_onnx
 from .models import Tokens, TokensWithLengths, cell
 
 AXES = {"tokens": {0: "batch", 1: "time"}}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The models are small: several threads would spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,19 +10,19 @@ import torch
 from cellport.export import to_onnx, verify
 from cellport.export.verification import Grid
 
-from .models import KINDS, MinGRU, MinState, Pooled, Setting, Two
+from .models import KINDS, MinGRU, MinState, Pooled, Setting, Tokens, Two, cell
 
 SAMPLED = Grid(batches=(1, 2, 7), steps=(1, 13), chunks=(None, 5, 1))
 
 
-def settings(count: int, seed: int) -> list[Setting]:
+def settings(count: int, seed: int, layers: tuple[int, ...] = (1, 2, 3)) -> list[Setting]:
     """For each kind of cell, ways of exporting it drawn at random."""
     rng = random.Random(seed)
     return [
         Setting(
             kind=kind,
             model=rng.choice(["tokens", "lengths", "features"]),
-            layers=rng.choice([1, 2, 3]),
+            layers=rng.choice(layers),
             bidirectional=rng.random() < 0.4,
             batch_first=rng.random() < 0.5,
             opset=rng.choice([18, 19, 20, 21, 22]),
@@ -46,7 +47,7 @@ def check(setting: Setting, folder: Path, grid: Grid | None) -> None:
     }
 
 
-@pytest.mark.parametrize("setting", settings(1, seed=7), ids=str)
+@pytest.mark.parametrize("setting", settings(1, seed=7, layers=(1, 2)), ids=str)
 def test_an_exported_cell_computes_what_pytorch_computes(setting: Setting, tmp_path: Path) -> None:
     """A seeded sample: one way of exporting each kind of cell."""
     check(setting, tmp_path, SAMPLED)
@@ -97,3 +98,18 @@ def test_a_cell_of_the_users_own_exports_with_its_state_and_its_tables(tmp_path:
     assert report.manifest.causal
     assert len(report.manifest.tables) == 2
     verify(model, tmp_path / "m.onnx", args=args, grid=SAMPLED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "lengths"), [("gru", None, "auto"), ("sru-v2", "auto", None), ("gru", None, None)]
+)
+def test_a_file_without_states_or_lengths_computes_the_same(
+    kind: str, state: Any, lengths: Any, tmp_path: Path
+) -> None:
+    model = Tokens(cell(kind, batch_first=True)).eval()
+    shapes = {"tokens": {0: "batch", 1: "time"}}
+    options = {"state": state, "lengths": lengths, "dynamic_shapes": shapes}
+    report = to_onnx(model, (torch.arange(6).reshape(2, 3),), tmp_path / "m.onnx", verify=False, **options)
+    assert bool(report.manifest.states) == report.manifest.causal == (state is not None)
+    assert (report.manifest.lengths is not None) == (lengths is not None)
+    verify(model, tmp_path / "m.onnx", grid=SAMPLED)
