@@ -22,9 +22,7 @@ def made(folder: Path, kind: str, **options: object) -> list[ir.Node]:
 @pytest.mark.parametrize(
     ("kind", "operator", "attributes"),
     [
-        ("rnn-tanh", "RNN", {"activations": ("Tanh", "Tanh")}),
         ("rnn-relu", "RNN", {"activations": ("Relu", "Relu")}),
-        ("lstm", "LSTM", {}),
         ("lstm-no-bias", "LSTM", {}),
         ("gru", "GRU", {"linear_before_reset": 1}),
         ("gru-reset-before", "GRU", {"linear_before_reset": 0}),
@@ -50,7 +48,6 @@ def test_both_directions_of_a_layer_are_one_node(
     ("kind", "body"),
     [
         ("sru-v2", {"Sub": 1, "Mul": 2, "Add": 2, "Sigmoid": 1}),
-        ("sru-v2-no-skip", {"Sub": 1, "Mul": 2, "Add": 2, "Sigmoid": 1}),
         ("sru-v1-relu", {"Sub": 1, "Mul": 1, "Add": 1}),
     ],
 )
@@ -112,9 +109,16 @@ class Embedded(nn.Module):
         return self.inner(self.embedding(tokens))
 
 
-@pytest.mark.parametrize("opset", range(18, 23))
+@pytest.mark.parametrize("opset", [18, 19, 20, 21, 22])
 def test_the_file_has_the_opset_that_was_asked_for(opset: int, tmp_path: Path) -> None:
-    exported = export(tmp_path, Tokens(cell("lstm", batch_first=True)), opset_version=opset, verify=False)
+    exported = export(
+        tmp_path,
+        Tokens(cell("rnn-tanh", batch_first=True)),
+        opset_version=opset,
+        state=None,
+        lengths=None,
+        verify=False,
+    )
     assert {each.domain: each.version for each in exported.proto.opset_import} == {"": opset}
     assert exported.report.manifest.source is not None
     assert exported.report.manifest.source.opset == opset

@@ -10,12 +10,14 @@ import torch
 
 from cellport.export import to_onnx
 
-from .models import FEATURES, KINDS, Features, cell
+from .models import FEATURES, Features, cell
 
 BATCH, TIME, LENGTHS = 4, 6, np.array([6, 0, 2, 1])
 
 
-@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in ("lstm-no-bias", "sru-v2-tanh")])
+@pytest.fixture(
+    scope="module", params=["rnn-tanh", "lstm", "lstm-projected", "gru", "gru-reset-before", "sru-v2", "sru-v1"]
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A bidirectional cell that is given its state, as a function of features, lengths and state."""
     torch.manual_seed(0)
