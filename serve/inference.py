@@ -65,6 +65,7 @@ class InferenceCalls:
     def _read(self, message: ModelInferRequest, context: CallContext) -> Request:
         # An unknown model is the first thing to tell, whatever else is wrong.
         self._engine.engine.repository.get(message.model_name, message.model_version)
+        parameters.wants_final(message.parameters)  # a step that is refused for it must not run first
         deadline = context.deadline
         timeout = parameters.read_timeout(message.parameters)
         if timeout is not None:

@@ -2,6 +2,7 @@
 
 import enum
 import logging
+from urllib.parse import quote
 
 from cellport import errors
 from cellport.errors import ServingError
@@ -43,6 +44,8 @@ _STATUSES: dict[type[ServingError], Status] = {
     errors.UnsupportedCallError: Status.UNIMPLEMENTED,
     errors.InternalServingError: Status.INTERNAL,
 }
+_LONGEST_MESSAGE = 4096
+
 _ERRORS = {status: kind for kind, status in _STATUSES.items()}
 
 
@@ -53,9 +56,18 @@ def status_of(error: Exception) -> tuple[Status, str]:
     """
     for kind, status in _STATUSES.items():
         if isinstance(error, kind):
-            return status, str(error)
+            return status, _clip(str(error))
     _log.error("a call failed", exc_info=error)
     return Status.INTERNAL, "internal error"
+
+
+def _clip(text: str) -> str:
+    """Keep a message that quotes a long value within gRPC's limit on metadata, in which it travels percent-encoded."""
+    if len(quote(text)) <= _LONGEST_MESSAGE:
+        return text
+    while len(quote(text)) > _LONGEST_MESSAGE:
+        text = text[: len(text) * 3 // 4]
+    return text + "…"
 
 
 def error_of(status: str, message: str) -> ServingError:

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import numpy as np
 import pytest
 
+from cellport.errors import InvalidRequestError
 from cellport.protos.inference_pb2 import ModelInferRequest, ModelInferResponse
 from cellport.serve import Server
+from cellport.serve.status import Status, status_of
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -235,3 +238,12 @@ def test_bytes_that_are_no_message_are_refused(call: Any) -> None:
     assert refusal.value.code() == INVALID
     assert "3 bytes" in refusal.value.details()
     assert "ModelInferRequest" in refusal.value.details()
+
+
+def test_a_refusal_of_a_long_value_keeps_its_status() -> None:
+    """gRPC would turn a message above its limit on metadata into RESOURCE_EXHAUSTED, which means: try again."""
+    status, text = status_of(InvalidRequestError("語" * 20_000))
+    assert status is Status.INVALID_ARGUMENT
+    assert text.endswith("…")
+    assert len(quote(text)) < 8192
+    assert status_of(InvalidRequestError("short")) == (Status.INVALID_ARGUMENT, "short")
