@@ -26,6 +26,9 @@ Outcome = Reply | Exception
 _SEARCH = 4
 """Requests that are passed over, for each row of a run, before the search for ones that fit is given up."""
 
+_DROPPED = 64
+"""Dropped requests that may lie in the queues beyond as many as wait, before the queues are cleared of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
@@ -56,14 +59,14 @@ class Work:
 
     Attributes:
         model: the model that runs it.
-        bound: the checked request; None for the end of a sequence without a step.
+        bound: the checked request; None for the end of a sequence without a step, and once the work is done.
         deadline: moment after which it is dropped if it has not run.
         priority: a smaller number runs first.
         lane: its sequence; None outside one.
         start: it starts the sequence.
         end: it ends the sequence.
         done: called once with its outcome, outside of any lock.
-        carried: the sequence's states before it, once its turn has come.
+        carried: the sequence's states before it, from its turn until it is done.
         phase: where it is.
     """
 
@@ -77,6 +80,11 @@ class Work:
     end: bool = False
     carried: Mapping[str, Array] | None = None
     phase: Literal["waiting", "running", "done"] = "waiting"
+
+    def finish(self) -> None:
+        """Be done: whoever still holds the work does not hold its tensors."""
+        self.phase = "done"
+        self.bound = self.carried = None
 
     @property
     def member(self) -> Member:
@@ -135,6 +143,7 @@ class Scheduler:
         self.sequences = sequences
         self._queues: dict[Hashable, _Queue] = {}
         self._waiting = 0
+        self._dropped = 0
         self._numbers = itertools.count()
 
     @property
@@ -172,10 +181,11 @@ class Scheduler:
         """Drop a request that has not been taken; one that has is left alone."""
         if work.phase != "waiting":
             return []
-        self._leave(work)
-        completions = [Completion(work, error)]
-        if work.lane is not None and work.lane.steps[0] is work:
-            completions += self._turn(work.lane)
+        if work.lane is None or work.lane.steps[0] is work:  # a later step of a lane is in no queue yet
+            self._dropped += 1
+        completions = self._drop(work, error)
+        if self._dropped > self._waiting + _DROPPED:
+            self._clear()
         return completions
 
     def cancel_all(self, error: Exception) -> list[Completion]:
@@ -198,16 +208,18 @@ class Scheduler:
             shape = _Shape()
             while queue.heap:
                 work = queue.heap[0][2]
+                if work.phase != "waiting":
+                    self._pop_dropped(queue)
+                    continue
+                if work.deadline is not None and work.deadline <= now:
+                    heapq.heappop(queue.heap)
+                    completions += self._drop(work, DeadlineExceededError("the deadline passed before the run"))
+                    continue
                 assert work.bound is not None
                 grown = shape.with_request(work.bound)
-                if work.phase != "waiting":
-                    heapq.heappop(queue.heap)
-                elif work.deadline is not None and work.deadline <= now:
-                    heapq.heappop(queue.heap)
-                    completions += self.cancel(work, DeadlineExceededError("the deadline passed before the run"))
-                elif (works and grown.rows > self.settings.rows) or len(left) >= _SEARCH * self.settings.rows:
+                if (works and grown.rows > self.settings.rows) or len(left) >= _SEARCH * self.settings.rows:
                     break
-                elif works and grown.rows * grown.longest > self.settings.padding * grown.steps:
+                if works and grown.rows * grown.longest > self.settings.padding * grown.steps:
                     left.append(heapq.heappop(queue.heap))
                 else:
                     heapq.heappop(queue.heap)
@@ -228,7 +240,7 @@ class Scheduler:
         """Record what a run gave; a step that failed leaves its sequence where it was."""
         completions = []
         for work, answer in zip(batch.works, answers, strict=True):
-            work.phase = "done"
+            work.finish()
             lane = work.lane
             if isinstance(answer, Exception):
                 completions.append(Completion(work, answer))
@@ -267,9 +279,31 @@ class Scheduler:
         self.sequences.release(lane)
         return completions
 
+    def _drop(self, work: Work, error: Exception) -> list[Completion]:
+        self._leave(work)
+        completions = [Completion(work, error)]
+        if work.lane is not None and work.lane.steps[0] is work:
+            completions += self._turn(work.lane)
+        elif work.lane is not None:
+            work.lane.steps.remove(work)
+        return completions
+
     def _leave(self, work: Work) -> None:
-        work.phase = "done"
+        work.finish()
         self._waiting -= 1
+
+    def _pop_dropped(self, queue: _Queue) -> None:
+        heapq.heappop(queue.heap)
+        self._dropped -= 1
+
+    def _clear(self) -> None:
+        """Take the dropped requests out of all queues; each is paid for by its own cancellation."""
+        for key, queue in list(self._queues.items()):
+            queue.heap = [item for item in queue.heap if item[2].phase == "waiting"]
+            heapq.heapify(queue.heap)
+            if not queue.heap:
+                del self._queues[key]
+        self._dropped = 0
 
     def _push(self, work: Work) -> None:
         common = assembly.key(work.model.contract, work.member)
@@ -283,7 +317,7 @@ class Scheduler:
         found: Hashable | None = None
         for key, queue in list(self._queues.items()):
             while queue.heap and queue.heap[0][2].phase != "waiting":
-                heapq.heappop(queue.heap)
+                self._pop_dropped(queue)
             if not queue.heap:
                 del self._queues[key]
             elif best is None or queue.heap[0][:2] < best:

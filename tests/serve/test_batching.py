@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,49 @@ def test_a_request_whose_deadline_has_passed_is_dropped_when_its_turn_comes(lstm
     assert list(batch.works) == [good]
     assert [each.work for each in completions] == [late]
     assert isinstance(completions[0].outcome, DeadlineExceededError)
+
+
+def test_what_leaves_the_scheduler_holds_its_tensors_no_longer(lstm: Model) -> None:
+    """Whichever way it leaves, and wherever in its sequence it stood; its caller may hold it for longer."""
+    table = SequenceTable(SequenceSettings())
+    scheduler = Scheduler(BatchSettings(), table)
+    lane = table.open(lstm, 1, 0.0)
+    table.advance(lane, lstm, {}, 0.0)
+    ran, late, alone, *steps = (work_of(lstm, tokens=np.array([[1]])) for _ in range(6))
+    late.deadline = 0.0
+    for step in steps:
+        step.lane = lane
+    for work in (ran, late, *steps):
+        scheduler.submit(work)
+    scheduler.cancel(steps[1], RequestCancelledError("cancelled"))
+    assert list(lane.steps) == [steps[0], steps[2]]
+    scheduler.cancel(steps[0], RequestCancelledError("cancelled"))
+    batch, _ = scheduler.take(now=0.0)
+    assert batch is not None
+    assert list(batch.works) == [ran, steps[2]]
+    scheduler.finish(batch, run_batch(batch), now=0.0)
+    scheduler.submit(alone)
+    scheduler.cancel_all(UnavailableError("closed"))
+    assert [(each.bound, each.carried) for each in (ran, late, alone, *steps)] == [(None, None)] * 6
+    assert (
+        repr(scheduler) == "<Scheduler 0 waiting in 1 queues, <SequenceTable [<Lane 1 of 'lstm': running, 0 steps>]>>"
+    )
+    assert taken(scheduler) == []
+
+
+def test_cancelled_requests_behind_one_that_waits_are_forgotten(lstm: Model) -> None:
+    scheduler = scheduler_of()
+    first = work_of(lstm, tokens=np.array([[1]]))
+    scheduler.submit(first)
+    kept = []
+    for _ in range(1000):
+        work = work_of(lstm, tokens=np.array([[1]]))
+        kept.append(weakref.ref(work))
+        scheduler.submit(work)
+        scheduler.cancel(work, RequestCancelledError("cancelled"))
+        del work
+    assert sum(each() is not None for each in kept) < 100
+    assert taken(scheduler) == [first]
 
 
 def test_a_request_that_fails_its_run_does_not_fail_those_it_shared_it_with(fussy: Model) -> None:
