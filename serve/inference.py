@@ -1,7 +1,6 @@
 """ModelInfer and ModelStreamInfer: the conversion between messages and the engine's requests."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 
 from cellport.errors import InvalidRequestError
@@ -52,8 +51,6 @@ class InferenceCalls:
                     yield response
                     stream.window.release()
                 await reader
-                if stream.stopped:
-                    raise closing_error()
             finally:
                 closer.cancel()
                 await stream.abandon(reader)
@@ -87,7 +84,7 @@ class _Stream:
 
     def __init__(self, calls: InferenceCalls, window: int) -> None:
         self.answers: asyncio.Queue[ModelStreamInferResponse | None] = asyncio.Queue()
-        self.stopped = False
+        self._stopped = False
         self._calls = calls
         self.window = asyncio.Semaphore(window)
         self._tasks: dict[asyncio.Task[None], Pending | Exception] = {}
@@ -95,25 +92,42 @@ class _Stream:
         self._receive: asyncio.Task[ModelInferRequest | None] | None = None
 
     async def read(self, messages: AsyncIterator[ModelInferRequest], context: CallContext) -> None:
-        """Start every request of the stream, and end `answers` after the last answer."""
+        """Start every request of the stream, and end `answers` after the last answer.
+
+        Raises:
+            InvalidRequestError: what was sent is no message; the requests before it are answered.
+            UnavailableError: reading was broken off, so there may have been more requests.
+        """
         try:
-            while not self.stopped:
-                # Waited for in a task of its own, so that the wait can be broken off without breaking off this one.
-                self._receive = asyncio.ensure_future(_next(messages))
-                await asyncio.wait([self._receive])
-                message = None if self._receive.cancelled() else self._receive.result()
-                if message is None:
-                    break
-                await self.window.acquire()
-                self._begin(message, context)
+            failure: Exception | None = None
+            try:
+                await self._read(messages, context)
+            except Exception as error:
+                failure = error
             if self._tasks:
                 await asyncio.wait(self._tasks)
         finally:
             self.answers.put_nowait(None)
+        if failure is not None:
+            raise failure
+
+    async def _read(self, messages: AsyncIterator[ModelInferRequest], context: CallContext) -> None:
+        while not self._stopped:
+            # Waited for in a task of its own, so that the wait can be broken off without breaking off this one.
+            self._receive = asyncio.ensure_future(_next(messages))
+            await asyncio.wait([self._receive])
+            if self._receive.cancelled():
+                break
+            message = self._receive.result()
+            if message is None:
+                return
+            await self.window.acquire()
+            self._begin(message, context)
+        raise closing_error()
 
     def stop_reading(self) -> None:
         """Take no more requests from the stream; those that were taken are answered."""
-        self.stopped = True
+        self._stopped = True
         if self._receive is not None:
             self._receive.cancel()
 
@@ -126,8 +140,9 @@ class _Stream:
             task.cancel()
             if isinstance(outcome, Pending):  # a task that has not begun would leave its request in the queue
                 outcome.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await reader
+        await asyncio.wait([reader])
+        if not reader.cancelled():
+            reader.exception()  # asyncio would log one that nobody has looked at
 
     def _begin(self, message: ModelInferRequest, context: CallContext) -> None:
         # The engine takes the request here and not in a task: that is what keeps the order of a sequence's steps.

@@ -1,0 +1,77 @@
+"""How a stream of requests ends: what it had taken is answered, and what it had not is not begun."""
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from cellport.protos.inference_pb2 import ModelInferRequest, ModelStreamInferResponse
+from cellport.serve import AsyncEngine, Engine, Server
+from cellport.serve.calls import CallContext, Lifecycle
+from cellport.serve.exchange import write_request
+from cellport.serve.inference import InferenceCalls
+
+WAIT = 60
+SLOW = write_request("slow", {"x": np.full((1, 1), 3, np.float32)}, None, request_id="slow")
+
+
+class Stream:
+    """A stream of bytes, which need be no messages."""
+
+    def __init__(self, channel: Any) -> None:
+        self._requests: queue.Queue[bytes | None] = queue.Queue()
+        call = channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            response_deserializer=ModelStreamInferResponse.FromString,
+        )
+        self.responses = call(iter(self._requests.get, None), timeout=WAIT)
+
+    def send(self, message: ModelInferRequest | bytes) -> None:
+        self._requests.put(message if isinstance(message, bytes) else message.SerializeToString())
+
+    def half_close(self) -> None:
+        self._requests.put(None)
+
+
+@pytest.fixture
+def stream(server: Server) -> Iterator[Stream]:
+    with grpc.insecure_channel(server.address) as channel:
+        opened = Stream(channel)
+        yield opened
+        opened.half_close()
+
+
+def test_requests_before_bytes_that_are_no_message_are_answered(stream: Stream) -> None:
+    stream.send(SLOW)
+    stream.send(b"\xff\xff")
+    answer = next(stream.responses)
+    assert answer.infer_response.id == "slow"
+    assert not answer.error_message
+    with pytest.raises(grpc.RpcError) as refusal:
+        next(stream.responses)
+    assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "2 bytes" in refusal.value.details()
+
+
+async def test_a_stream_whose_client_had_ended_it_ends_well_in_a_shutdown(folder: Path) -> None:
+    """Only a stream that could have sent more is told to try another server."""
+    ended = asyncio.Event()
+
+    async def requests() -> AsyncIterator[ModelInferRequest]:
+        yield SLOW
+        ended.set()
+
+    with Engine(folder) as engine:
+        lifecycle = Lifecycle()
+        stream = InferenceCalls(AsyncEngine(engine), lifecycle, window=10).stream(requests(), CallContext())
+        first = asyncio.ensure_future(anext(stream))
+        await ended.wait()
+        await asyncio.sleep(0)
+        lifecycle.close()
+        assert (await first).infer_response.id == "slow"
+        assert [each async for each in stream] == []
