@@ -136,7 +136,8 @@ class _Stream:
         reader.cancel()
         if self._receive is not None:
             self._receive.cancel()
-        for task, outcome in self._tasks.items():
+        # The last first: a step is free to run as soon as the one before it is gone, and would run without it.
+        for task, outcome in reversed(self._tasks.items()):
             task.cancel()
             if isinstance(outcome, Pending):  # a task that has not begun would leave its request in the queue
                 outcome.cancel()

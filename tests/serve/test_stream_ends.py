@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 
 from cellport.protos.inference_pb2 import ModelInferRequest, ModelStreamInferResponse
-from cellport.serve import AsyncEngine, Engine, Server
+from cellport.serve import AsyncEngine, Engine, EngineSettings, Server
+from cellport.serve.batcher import Work
 from cellport.serve.calls import CallContext, Lifecycle
 from cellport.serve.exchange import write_request
 from cellport.serve.inference import InferenceCalls
+from cellport.serve.requests import Control
+
+from .test_batching import busy
 
 WAIT = 60
 SLOW = write_request("slow", {"x": np.full((1, 1), 3, np.float32)}, None, request_id="slow")
@@ -75,3 +79,36 @@ async def test_a_stream_whose_client_had_ended_it_ends_well_in_a_shutdown(folder
         lifecycle.close()
         assert (await first).infer_response.id == "slow"
         assert [each async for each in stream] == []
+
+
+class _Watched(Engine):
+    """An engine that writes down which requests are cancelled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cancelled: list[int] = []
+        super().__init__(folder, EngineSettings(workers=1))
+
+    def cancel(self, work: Work, error: Exception) -> bool:
+        if work.bound is not None:
+            self.cancelled.append(int(work.bound.inputs["tokens"][0, 0]))
+        return super().cancel(work, error)
+
+
+async def test_a_stream_that_is_left_drops_the_last_step_of_a_sequence_first(folder: Path) -> None:
+    """If the first went first, the second would be free to run, with a step missing before it."""
+
+    async def steps() -> AsyncIterator[ModelInferRequest]:
+        for step in (1, 2, 3):
+            yield write_request("lstm", {"tokens": [[step]]}, None, control=Control(id=1, start=step == 1))
+        await asyncio.Event().wait()
+
+    with _Watched(folder) as engine, busy(engine):
+        calls = InferenceCalls(AsyncEngine(engine), Lifecycle(), window=10)
+        stream = calls.stream(steps(), CallContext())
+        waiting = asyncio.ensure_future(anext(stream))
+        while engine.waiting < 3:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert engine.cancelled[:3] == [3, 2, 1]
+        assert engine.waiting == 0
