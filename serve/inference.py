@@ -1,6 +1,7 @@
 """ModelInfer and ModelStreamInfer: the conversion between messages and the engine's requests."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 from cellport.errors import InvalidRequestError
@@ -202,6 +203,7 @@ def _write_error(error: Exception, message: ModelInferRequest) -> ModelStreamInf
     response.infer_response.model_version = message.model_version
     response.infer_response.id = message.id
     response.infer_response.parameters[STATUS_PARAMETER].string_param = status.name
-    if "triton_enable_empty_final_response" in message.parameters:
-        response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
+    with contextlib.suppress(InvalidRequestError):  # which is then the error to be told
+        if parameters.wants_final(message.parameters):
+            response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
     return response

@@ -81,6 +81,17 @@ async def test_a_stream_whose_client_had_ended_it_ends_well_in_a_shutdown(folder
         assert [each async for each in stream] == []
 
 
+@pytest.mark.parametrize("wanted", [True, False, None])
+def test_an_error_is_marked_as_final_only_where_the_request_asks_for_it(stream: Stream, wanted: bool | None) -> None:
+    request = ModelInferRequest(model_name="nobody")
+    if wanted is not None:
+        request.parameters["triton_enable_empty_final_response"].bool_param = wanted
+    stream.send(request)
+    answer = next(stream.responses)
+    assert answer.error_message
+    assert ("triton_final_response" in answer.infer_response.parameters) == bool(wanted)
+
+
 class _Watched(Engine):
     """An engine that writes down which requests are cancelled."""
 
