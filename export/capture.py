@@ -1,5 +1,6 @@
 """A user's module as a flat function of named tensors, with the states and lengths of its cells lifted to inputs."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cellport.cells import SequenceCell
 from cellport.errors import ExportError
 from cellport.manifest import BATCH, TIME, Axes
 
-from .flat import Call, Flat, Lift, Slots, cell_at
+from .flat import Flat, Lift, Slots, in_precision, results
+from .probing import Call
 from .runs import Arrays, Contract
 from .signature import Leaf, axis_names, result_axes
 
@@ -44,23 +45,27 @@ class Captured:
 
     Attributes:
         module: the flat module.
+        copies: the user's module in other precisions.
         inputs: inputs that are not states, in order; added lengths last.
         states: the state pairs, in order.
         outputs: name and axes of each output that is not a state.
         lengths: name of the input that holds the valid steps, if there is one.
         added_lengths: whether cellport added that input.
         sizes: a size for each axis name that an example run uses.
+        arguments: names of the user's own arguments in the order of forward.
         results: names of the user's own results in the order of forward.
         notes: what was decided on the way and why, for the report.
     """
 
     module: Flat
+    copies: "Copies"
     inputs: list[Leaf]
     states: list[State]
     outputs: list[tuple[str, Axes]]
     lengths: str | None
     added_lengths: bool
     sizes: dict[str, int]
+    arguments: tuple[str, ...]
     results: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
 
@@ -69,17 +74,8 @@ class Captured:
         return [*self.inputs, *(Leaf(each.input, each.axes, each.initial) for each in self.states)]
 
     def unlike_sizes(self) -> dict[str, int]:
-        """A size for each axis name that is no other axis's and none of the module's own sizes.
-
-        The tracer takes two axes of one size for the same axis in places, and then fixes a dynamic one.
-        """
-        taken = {size for tensor in _tensors(self.module) for size in tensor.shape}
-        taken |= {axis for leaf in self.leaves() for axis in leaf.axes if isinstance(axis, int)}
-        sizes: dict[str, int] = {}
-        for axis in self.sizes:
-            sizes[axis] = next(size for size in itertools.count(3) if size not in taken)
-            taken.add(sizes[axis])
-        return sizes
+        """A size for each axis name that is no other axis's and none of the module's own sizes."""
+        return unlike_sizes(self.module, self.leaves())
 
     def contract(self) -> Contract:
         """What a chunked run has to know."""
@@ -105,6 +101,35 @@ class Captured:
         return TorchRunner(self, dtype)
 
 
+class Copies:
+    """A module in several precisions, each copied once.
+
+    Attributes:
+        dtype: the precision of the module itself: that of its first floating-point parameter or buffer.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._made: dict[torch.dtype, nn.Module] = {}
+        self.dtype = next((each.dtype for each in _tensors(model) if each.is_floating_point()), torch.float32)
+
+    def get(self, dtype: torch.dtype) -> nn.Module:
+        """The module in a precision; itself where it has no other.
+
+        Raises:
+            ExportError: the module cannot be copied.
+        """
+        if all(each.dtype == dtype for each in _tensors(self._model) if each.is_floating_point()):
+            return self._model
+        if dtype not in self._made:
+            self._made[dtype] = in_precision(self._model, dtype)
+        return self._made[dtype]
+
+    def clear(self) -> None:
+        """Free the copies."""
+        self._made.clear()
+
+
 class TorchRunner:
     """A captured module, in eager PyTorch and a precision of choice, as a function of named arrays.
 
@@ -114,9 +139,16 @@ class TorchRunner:
     def __init__(self, captured: Captured, dtype: torch.dtype) -> None:
         self._captured = captured
         self._dtype = dtype
-        self._module = captured.module
-        if any(p.is_floating_point() and p.dtype != dtype for p in _tensors(captured.module)):
-            self._module = captured.module.in_precision(dtype)
+        self._module = captured.module.of(captured.copies.get(dtype))
+
+    def plain(self, feeds: Arrays) -> Arrays:
+        """Run the user's module itself, its recurrent layers as they are, on the arguments of its own."""
+        captured, module = self._captured, self._module
+        names = captured.arguments
+        with torch.no_grad(), _default_dtype(self._dtype):
+            values = [self._tensor(feeds[name]) for name in names]
+            found = results(module.model(*pytree.tree_unflatten(values, module.structure)))
+        return {name: value.detach().numpy() for name, value in zip(captured.results, found, strict=True)}
 
     def __call__(self, feeds: Arrays) -> Arrays:
         """Run the module; a float input is converted to the runner's precision."""
@@ -138,10 +170,10 @@ class TorchRunner:
                     batch if axis == BATCH else size for axis, size in zip(state.axes, state.initial.shape, strict=True)
                 ]
                 arguments.append(self._convert(state.initial).expand(*shape))
-        with torch.no_grad():
-            results = self._module(*arguments)
+        with torch.no_grad(), _default_dtype(self._dtype):
+            found = self._module(*arguments)
         names = [name for name, _ in captured.outputs] + [state.output for state in captured.states]
-        return {name: value.detach().numpy() for name, value in zip(names, results, strict=True)}
+        return {name: value.detach().numpy() for name, value in zip(names, found, strict=True)}
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return self._convert(torch.from_numpy(np.ascontiguousarray(array)))
@@ -150,16 +182,41 @@ class TorchRunner:
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
 
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What forward makes without naming a dtype has the precision of the run."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
 
 
+def unlike_sizes(model: nn.Module, leaves: Sequence[Leaf]) -> dict[str, int]:
+    """A size for each axis name that is no other axis's and none of the module's own sizes.
+
+    The tracer takes two axes of one size for the same axis in places, and then fixes a dynamic one.
+    """
+    taken = {size for tensor in _tensors(model) for size in tensor.shape}
+    taken |= {axis for leaf in leaves for axis in leaf.axes if isinstance(axis, int)}
+    sizes: dict[str, int] = {}
+    for axis in axis_names(leaves):
+        sizes[axis] = next(size for size in itertools.count(3) if size not in taken)
+        taken.add(sizes[axis])
+    return sizes
+
+
 def capture(
-    model: nn.Module,
+    copies: Copies,
     leaves: Sequence[Leaf],
     structure: Any,
-    output_names: Sequence[str] | None,
+    output_names: Sequence[str],
     states: Mapping[str, str],
     calls: Sequence[Call],
     lift: Lift,
@@ -167,10 +224,10 @@ def capture(
     """Make the flat module and name its tensors.
 
     Args:
-        model: the user's module in evaluation mode.
+        copies: the user's module in evaluation mode.
         leaves: its flattened arguments.
         structure: how they are put together.
-        output_names: names of its results, flattened; None numbers them.
+        output_names: names of its results, flattened.
         states: output name by input name of the states that the user's forward takes and returns.
         calls: what a probing run saw.
         lift: what to take from the cells.
@@ -178,15 +235,12 @@ def capture(
     Raises:
         ExportError: a name is unknown or repeated, or the two sides of a state pair differ in shape.
     """
-    user = list(leaves)
+    model = copies.get(copies.dtype)
+    user, names = list(leaves), list(output_names)
     sizes = {axis: max(2, _example_size(user, axis)) for axis in axis_names(user)}
-    positions = tuple(range(len(user)))
     lengths = _user_lengths(user, calls)
+    plain = Flat(model, structure, Slots(tuple(range(len(user)))), range(len(names)), Lift())
     with torch.no_grad():
-        results = model(*pytree.tree_unflatten([leaf.example for leaf in user], structure))
-        count = len([leaf for leaf in pytree.tree_leaves(results) if leaf is not None])
-        names = _output_names(output_names, count)
-        plain = Flat(model, structure, Slots(positions), range(count), Lift())
         result = dict(result_axes(plain, _whole(user, lengths), names, sizes))
     user_states = _user_states(user, result, states)
     state_outputs = [state.output for state in user_states]
@@ -196,7 +250,8 @@ def capture(
     if lift.lengths:
         lengths = _free_name(LENGTHS, [leaf.name for leaf in user])
         inputs.append(Leaf(lengths, (BATCH,), torch.full((sizes.get(BATCH, 1),), -1)))
-    lifted = {path: _lifted_states(path, cell_at(model, path)) for path in lift.states}
+    by_path = {call.path: call for call in calls}
+    lifted = {path: _lifted_states(by_path[path]) for path in lift.states}
     every = [*user_states, *(state for group in lifted.values() for state in group)]
     arguments = [leaf.name for leaf in inputs] + [state.input for state in every]
     _check_names("input", arguments)
@@ -212,12 +267,14 @@ def capture(
     )
     return Captured(
         module=Flat(model, structure, slots, order, lift),
+        copies=copies,
         inputs=inputs,
         states=every,
         outputs=[(name, axes) for name, axes in result.items() if name not in state_outputs],
         lengths=lengths,
         added_lengths=bool(lift.lengths),
         sizes=sizes,
+        arguments=tuple(leaf.name for leaf in user),
         results=tuple(names),
     )
 
@@ -247,16 +304,6 @@ def _whole(leaves: Sequence[Leaf], lengths: str | None) -> list[Leaf]:
     ]
 
 
-def _output_names(given: Sequence[str] | None, count: int) -> list[str]:
-    if given is None:
-        return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
-    if len(given) != count:
-        raise ExportError(f"output_names has {len(given)} names {list(given)}; the model returns {count} tensors")
-    if len(set(given)) != len(given):
-        raise ExportError(f"output_names has {list(given)}; each name may appear once")
-    return list(given)
-
-
 def _user_states(leaves: Sequence[Leaf], results: Mapping[str, Axes], states: Mapping[str, str]) -> list[State]:
     by_name = {leaf.name: leaf for leaf in leaves}
     found = []
@@ -278,13 +325,14 @@ def _user_states(leaves: Sequence[Leaf], results: Mapping[str, Axes], states: Ma
     return found
 
 
-def _lifted_states(path: str, cell: SequenceCell) -> list[State]:
-    like = next(cell.parameters())
+def _lifted_states(call: Call) -> list[State]:
+    if call.initial is None:
+        raise ExportError(f"the state of {call.path or 'the model'!r} cannot be an input: {call.why_inside}")
     found = []
-    for name, shape in zip(cell.state_names, cell.state_shapes(1), strict=True):
-        full = f"{path}.{name}" if path else name
-        axes = (shape[0], BATCH, *shape[2:])
-        found.append(State(full, f"{full}_out", axes, torch.zeros(shape, dtype=like.dtype)))
+    for name, initial in zip(call.cell.state_names, call.initial, strict=True):
+        full = f"{call.path}.{name}" if call.path else name
+        axes = (initial.shape[0], BATCH, *initial.shape[2:])
+        found.append(State(full, f"{full}_out", axes, initial))
     return found
 
 

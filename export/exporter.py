@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,19 +29,20 @@ from cellport.manifest import (
 )
 
 from . import passes
-from .capture import Captured, State, capture
-from .flat import Call, Lift, probe
+from .capture import Captured, Copies, State, unlike_sizes
+from .lifting import capture_lifted
 from .passes.optional_inputs import Default
-from .proofs import why_not_causal, why_padding_is_read
+from .probing import probe
 from .ranges import index_ranges
 from .report import Report
 from .runtime import OnnxRunner
 from .selections import selected_rows
-from .signature import Leaf, argument_leaves
+from .signature import Leaf, argument_leaves, result_names, state_pairs
 from .translate import quiet, translate
 from .verification import QUICK, compare
+from .writing import external_data, written
 
-_EXTERNAL_DATA_FROM = 1 << 30
+_EXTERNAL_DATA_FROM = 64 << 20
 
 
 def to_onnx(
@@ -65,7 +66,8 @@ def to_onnx(
     What this function shares with `torch.onnx.export` has its name and meaning there.
 
     Args:
-        model: any module made of `cellport.cells` and ordinary torch layers, in evaluation mode.
+        model: any module in evaluation mode; its recurrent layers are `cellport.cells`, torch.nn's RNN, LSTM and GRU,
+            or the user's own written with `cellport.cells.recurrence`.
         args: example arguments: tensors and (named) tuples of tensors. Their sizes do not matter, their integers are
             taken as examples of valid ones.
         f: the file to write.
@@ -90,22 +92,22 @@ def to_onnx(
         A report: the manifest, sizes, figures, and what was decided and why.
 
     Raises:
-        ExportError: the model cannot be exported as asked; the message says what to change. No file is left.
-        EquivalenceError: the file does not compute what the module computes. No file is left.
+        ExportError: the model cannot be exported as asked; the message says what to change. An older file at `f` stays.
+        EquivalenceError: the file does not compute what the module computes. An older file at `f` stays.
     """
     started = time.perf_counter()
     path = Path(f)
     _check_arguments(model, args, state, state_inputs, lengths, lookup, weights)
     leaves, structure = argument_leaves(model, args, input_names, dynamic_shapes)
-    calls, _ = probe(model, leaves, structure)
-    rows = selected_rows(
-        lambda *tensors: model(*pytree.tree_unflatten(tensors, structure)), {leaf.name: leaf.example for leaf in leaves}
+    leaves = _with_rows(model, leaves, structure)
+    calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
+    names = result_names(output_names, result)
+    pairs = state_pairs(state, [leaf.name for leaf in leaves], names) if isinstance(state, Mapping) else {}
+    copies = Copies(model)
+    captured, causal = capture_lifted(
+        copies, leaves, structure, names, pairs, calls, states=state == "auto", lengths=lengths == "auto"
     )
-    leaves = [replace(leaf, rows=rows.get(leaf.name)) for leaf in leaves]
-    pairs = {input: output for output, input in state.items()} if isinstance(state, Mapping) else {}
-    captured, causal = _capture(
-        model, leaves, structure, output_names, pairs, calls, state == "auto", lengths == "auto"
-    )
+    copies.clear()
     folding = passes.LookupTables(lookup)
     graph = _graph(captured, opset_version, folding)
     if lookup is True and not folding.tables:
@@ -113,22 +115,35 @@ def to_onnx(
     _finish(graph, captured, state_inputs == "optional")
     manifest = _manifest(graph, captured, causal, folding.tables, model, structure, leaves, state_inputs == "required")
     notes = [*captured.notes, *folding.notes]
-    try:
-        _save(graph, manifest, path)
+    with written(path) as draft:
+        _save(graph, manifest, draft)
         if verify:
-            figures = compare(
-                manifest, OnnxRunner(path), captured.runner(torch.float32), captured.runner(torch.float64), QUICK
-            )
+            runners = captured.runner(copies.dtype), captured.runner(torch.float64)
+            examples = {leaf.name: leaf.example.numpy() for leaf in captured.inputs}
+            figures = compare(manifest, OnnxRunner(draft), *runners, QUICK, examples=examples)
             manifest = replace(manifest, verification=figures)
-            _save(graph, manifest, path)
-    except CellportError:
-        path.unlink(missing_ok=True)
-        _external_data(path).unlink(missing_ok=True)
-        raise
+            _save(graph, manifest, draft)
     nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(graph.graph))
-    data = _external_data(path)
+    data = external_data(path)
     size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
     return Report(path, size, nodes, manifest, tuple(notes), time.perf_counter() - started)
+
+
+def _with_rows(model: nn.Module, leaves: Sequence[Leaf], structure: Any) -> list[Leaf]:
+    """The leaves, with the number of rows that integers select from."""
+
+    def run(*tensors: torch.Tensor) -> Any:
+        try:
+            return model(*pytree.tree_unflatten(tensors, structure))
+        except CellportError:
+            raise
+        except Exception as error:  # whatever the user's forward raises
+            raise ExportError(
+                f"the model does not run on its example arguments: {type(error).__name__}: {error}"
+            ) from error
+
+    rows = selected_rows(run, {leaf.name: leaf.example for leaf in leaves})
+    return [replace(leaf, rows=rows.get(leaf.name)) for leaf in leaves]
 
 
 def _check_arguments(
@@ -147,12 +162,13 @@ def _check_arguments(
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     if training:
         raise ExportError(f"{training[0]} is in training mode; call model.eval() before exporting")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
-            kind = type(module).__name__
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ExportError(f"{name!r} is on the device {tensor.device}; call model.cpu() before exporting")
+        if tensor.dtype in (torch.float16, torch.bfloat16):
             raise ExportError(
-                f"{name or 'the model'} is a torch.nn.{kind}; use cellport.cells.{kind}, which takes the same "
-                "arguments and loads the same state_dict"
+                f"{name!r} has dtype {tensor.dtype}; call model.float() before exporting, and choose the element type "
+                "of the file with weights="
             )
     choices: dict[str, tuple[object, tuple[object, ...]]] = {
         "state_inputs": (state_inputs, ("optional", "required")),
@@ -167,68 +183,6 @@ def _check_arguments(
         raise ExportError(f"state is {state!r}; accepted: 'auto', None, or a mapping from output name to input name")
 
 
-def _capture(
-    model: nn.Module,
-    leaves: Sequence[Leaf],
-    structure: Any,
-    output_names: Sequence[str] | None,
-    pairs: Mapping[str, str],
-    calls: Sequence[Call],
-    lift_states: bool,
-    lift_lengths: bool,
-) -> tuple[Captured, bool]:
-    """Capture the module with as much lifted as proves right; return it with whether it is causal."""
-    notes: list[str] = []
-
-    def attempt(lift: Lift) -> Captured:
-        return capture(model, leaves, structure, output_names, pairs, calls, lift)
-
-    def build(lift: Lift, proof: Callable[[Captured], str | None]) -> tuple[Captured | None, str]:
-        try:
-            made = attempt(lift)
-        except CellportError as error:
-            return None, str(error)
-        reason = proof(made)
-        return (made, "") if reason is None else (None, reason)
-
-    timed = any(TIME in leaf.axes for leaf in leaves) and any(BATCH in leaf.axes for leaf in leaves)
-    captured = attempt(Lift())
-    if captured.lengths is not None and timed and (reason := why_padding_is_read(captured)) is not None:
-        notes.append(
-            f"{captured.lengths!r} does not hide padding, so only rows of equal length can share a batch: {reason}"
-        )
-        captured.lengths = None
-    free = [call for call in calls if call.default_lengths]
-    if lift_lengths and timed and captured.lengths is None and free:
-        better, reason = build(Lift(lengths=tuple(call.path for call in free)), why_padding_is_read)
-        if better is None:
-            notes.append(f"no lengths input, so only rows of equal length can share a batch: {reason}")
-        else:
-            captured = better
-            notes.append("lengths added: padded rows proved equal to unpadded ones")
-    default = [call for call in calls if call.default_state]
-    blocked = [call for call in default if call.cell.bidirectional or call.count > 1]
-    causal = False
-    if lift_states and timed and default and not blocked:
-        lift = Lift(states=tuple(call.path for call in default), lengths=captured.module.lift.lengths)
-        better, reason = build(lift, why_not_causal)
-        if better is None:
-            notes.append(f"states left inside: {reason}")
-        else:
-            captured, causal = better, True
-            notes.append("states lifted: a run in chunks proved equal to one pass")
-    elif lift_states and blocked:
-        call = blocked[0]
-        why = "runs in both directions" if call.cell.bidirectional else f"is called {call.count} times"
-        notes.append(f"states left inside: {call.path or 'the model'} {why}")
-    if captured.states and not causal:
-        failure = why_not_causal(captured)
-        causal = failure is None
-        notes.append("causal: a run in chunks proved equal to one pass" if causal else f"not causal: {failure}")
-    captured.notes = notes
-    return captured, causal
-
-
 def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables) -> ir.Model:
     """Trace, translate and optimise."""
     leaves = captured.leaves()
@@ -239,6 +193,7 @@ def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables)
     )
     try:
         with quiet(), torch.no_grad():
+            torch._dynamo.reset()  # what an earlier export fixed would be fixed in this one
             program = torch.export.export(
                 captured.module,
                 tuple(captured.example(captured.unlike_sizes())),
@@ -360,17 +315,12 @@ def _dtype(value: ir.Value) -> str:
     return str(value.dtype.numpy())
 
 
-def _external_data(path: Path) -> Path:
-    return path.with_name(path.name + ".data")
-
-
 def _save(graph: ir.Model, manifest: Manifest, path: Path) -> None:
     """Write the file and check it in full."""
     graph.metadata_props[METADATA_KEY] = manifest.to_json()
     graph.producer_name, graph.producer_version = "cellport", version("cellport")
-    path.parent.mkdir(parents=True, exist_ok=True)
     size = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
-    external = _external_data(path).name if size >= _EXTERNAL_DATA_FROM else None
+    external = external_data(path).name if size >= _EXTERNAL_DATA_FROM else None
     ir.save(graph, path, external_data=external)
     try:
         onnx.checker.check_model(str(path), full_check=True)

@@ -1,8 +1,7 @@
 """A user's module as a flat function of tensors, with the states and lengths of its cells taken from its arguments."""
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cellport.cells import SequenceCell
-from cellport.errors import CellportError, ExportError
+from cellport.errors import ExportError
 
-from .signature import Leaf
+from .packing import Padded
+from .watching import Layer, layers_of, run_cell, watching
 
 
 @dataclass(frozen=True)
@@ -22,32 +21,11 @@ class Lift:
 
     Attributes:
         states: paths of the cells whose state is lifted.
-        lengths: paths of the cells that are given the added lengths.
+        lengths: paths of the cells that are given the added lengths, where their caller gives them none.
     """
 
     states: tuple[str, ...] = ()
     lengths: tuple[str, ...] = ()
-
-
-@dataclass
-class Call:
-    """What a probing run saw of one recurrent cell.
-
-    Attributes:
-        path: name of the module.
-        cell: the module.
-        count: how often it was called.
-        default_state: whether the caller left the state out.
-        default_lengths: whether the caller left the lengths out.
-        lengths_are: which argument leaf it was given as lengths, if one.
-    """
-
-    path: str
-    cell: SequenceCell
-    count: int = 0
-    default_state: bool = False
-    default_lengths: bool = False
-    lengths_are: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +46,8 @@ class Slots:
 class Flat(nn.Module):
     """The user's module as a function of tensors to a tuple of tensors.
 
+    Its recurrent layers run in the form that exports.
+
     Args:
         model: the user's module.
         structure: how the leaves of its arguments are put together.
@@ -79,105 +59,66 @@ class Flat(nn.Module):
     def __init__(self, model: nn.Module, structure: Any, slots: Slots, order: Sequence[int], lift: Lift) -> None:
         super().__init__()
         self.model = model
-        self._structure = structure
+        self.lift = lift
+        self.structure = structure
         self._slots = slots
         self._order = order
-        self.lift = lift
+        self._layers = layers_of(model)
 
-    def in_precision(self, dtype: torch.dtype) -> "Flat":
-        """The same function in another precision, on a copy of the user's module."""
-        model = copy.deepcopy(self.model).to(dtype)
-        return Flat(model, self._structure, self._slots, self._order, self.lift)
+    def of(self, model: nn.Module) -> "Flat":
+        """The same function of a copy of the user's module."""
+        return self if model is self.model else Flat(model, self.structure, self._slots, self._order, self.lift)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the user's module."""
-        slots = self._slots
+        slots, lift = self._slots, self.lift
         collected: dict[str, tuple[Tensor, ...]] = {}
-        with contextlib.ExitStack() as stack:
-            for path in dict.fromkeys((*self.lift.states, *self.lift.lengths)):
-                cell = cell_at(self.model, path)
-                state = (
-                    cell.pack_state([tensors[index] for index in slots.states[path]]) if path in slots.states else None
-                )
-                given = tensors[slots.lengths] if slots.lengths is not None and path in self.lift.lengths else None
-                stack.enter_context(_injected(path, cell, state, given, collected))
-            result = self.model(*pytree.tree_unflatten([tensors[index] for index in slots.user], self._structure))
-        leaves = [leaf for leaf in pytree.tree_leaves(result) if leaf is not None]
-        states = [tensor for path in self.lift.states for tensor in collected[path]]
+
+        def handle(layer: Layer, input: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+            path = layer.path if layer.path is not None else "?"  # of no part of the module: never lifted
+            if path in slots.states:
+                state = layer.cell.pack_state([tensors[index] for index in slots.states[path]])
+            if lengths is None and slots.lengths is not None and path in lift.lengths:
+                lengths = tensors[slots.lengths]
+            output, final = run_cell(layer, input, state, lengths)
+            if path in slots.states:
+                collected[path] = (final,) if isinstance(final, Tensor) else tuple(final)
+            return output, final
+
+        with watching(self._layers, handle):
+            result = self.model(*pytree.tree_unflatten([tensors[index] for index in slots.user], self.structure))
+        leaves = results(result)
+        states = [tensor for path in lift.states for tensor in collected[path]]
         return (*(leaves[index] for index in self._order), *states)
 
 
-def cell_at(model: nn.Module, path: str) -> SequenceCell:
-    """The cell of a module at a path."""
-    cell = model.get_submodule(path)
-    assert isinstance(cell, SequenceCell)
-    return cell
-
-
-@contextlib.contextmanager
-def _injected(
-    path: str, cell: SequenceCell, state: Any, lengths: Tensor | None, collected: dict[str, tuple[Tensor, ...]]
-) -> Iterator[None]:
-    """Give a cell its state and lengths at its next call, and collect its final state."""
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        bound = _bind(args, kwargs)
-        if state is not None:
-            bound["state"] = state
-        if lengths is not None:
-            bound["lengths"] = lengths
-        return (), bound
-
-    def after(_: nn.Module, __: tuple[Any, ...], result: tuple[Tensor, Any]) -> None:
-        final = result[1]
-        collected[path] = (final,) if isinstance(final, Tensor) else tuple(final)
-
-    handles = [cell.register_forward_pre_hook(before, with_kwargs=True), cell.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {"state": None, "lengths": None, **dict(zip(("input", "state", "lengths"), args, strict=False)), **kwargs}
-
-
-def probe(model: nn.Module, leaves: Sequence[Leaf], structure: Any) -> tuple[list[Call], list[Tensor]]:
-    """Run the module once and see how its cells are called.
-
-    Returns:
-        The recurrent cells in the order of their first call, and the module's results.
+def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a module in another precision.
 
     Raises:
-        ExportError: the module does not run on these arguments.
+        ExportError: the module cannot be copied.
     """
-    calls: dict[str, Call] = {}
-    values = [leaf.example for leaf in leaves]
-
-    def watch(path: str, cell: SequenceCell) -> Any:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            bound = _bind(args, kwargs)
-            call = calls.setdefault(path, Call(path, cell))
-            call.count += 1
-            call.default_state = bound["state"] is None
-            call.default_lengths = bound["lengths"] is None
-            call.lengths_are = next((i for i, value in enumerate(values) if value is bound["lengths"]), None)
-
-        return cell.register_forward_pre_hook(before, with_kwargs=True)
-
-    handles = [watch(path, cell) for path, cell in model.named_modules() if isinstance(cell, SequenceCell)]
     try:
-        with torch.no_grad():
-            result = model(*pytree.tree_unflatten(values, structure))
-    except CellportError:
-        raise
-    except Exception as error:  # whatever the user's forward raises
+        return copy.deepcopy(model).to(dtype)
+    except Exception as error:  # whatever the module's tensors and attributes raise
         raise ExportError(
-            f"the model does not run on its example arguments: {type(error).__name__}: {error}"
+            f"the model cannot be copied, which its proof in float64 needs: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(calls.values()), [leaf for leaf in pytree.tree_leaves(result) if leaf is not None]
+
+
+def results(result: Any) -> list[Tensor]:
+    """The tensors that a forward returned, flattened.
+
+    Raises:
+        ExportError: it returned something that is no tensor.
+    """
+    leaves = pytree.tree_leaves(result, is_leaf=lambda each: isinstance(each, Padded))
+    leaves = [leaf for leaf in leaves if leaf is not None]
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, Padded):
+            raise ExportError(f"result {index} of the model is a packed sequence; return pad_packed_sequence's tensors")
+        if not isinstance(leaf, Tensor):
+            raise ExportError(f"result {index} of the model is {leaf!r:.200}; accepted: a tensor")
+    if not leaves:
+        raise ExportError("the model returns no tensor")
+    return leaves

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from cellport.errors import ExportError
-from cellport.manifest import Manifest, Verification
+from cellport.manifest import InputSpec, Manifest, Verification
 
-from .capture import Captured, capture
-from .flat import Lift, probe
+from .capture import Captured, Copies, capture, unlike_sizes
+from .flat import Lift, results
+from .probing import probe
+from .runs import Array
 from .runtime import OnnxRunner
 from .signature import Leaf
 from .verification import Grid, compare
@@ -37,8 +40,8 @@ def verify(
     Args:
         model: the module with the weights that were exported, in evaluation mode.
         path: the file.
-        args: example arguments, as given to `to_onnx`. They tell how the model's arguments are put together and are
-            needed only where the manifest cannot tell, such as for named tuples.
+        args: example arguments, as given to `to_onnx`. They tell how the model's arguments are put together, which is
+            needed where the manifest cannot tell, such as for named tuples, and the random inputs will be like them.
         grid: which cases to compare.
         progress: called with the cases done and in all.
 
@@ -53,8 +56,15 @@ def verify(
     runner = OnnxRunner(Path(path))
     manifest = runner.manifest()
     captured = recapture(model, manifest, args)
-    float32, float64 = captured.runner(torch.float32), captured.runner(torch.float64)
-    return compare(manifest, runner, float32, float64, grid or Grid(), progress)
+    own, float64 = captured.runner(captured.copies.dtype), captured.runner(torch.float64)
+    examples = {} if args is None else _examples(manifest, args)
+    return compare(manifest, runner, own, float64, grid or Grid(), progress, examples)
+
+
+def _examples(manifest: Manifest, args: tuple[Any, ...]) -> dict[str, Array]:
+    assert manifest.source is not None
+    leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    return {name: leaf.numpy() for name, leaf in zip(manifest.source.arguments, leaves, strict=True)}
 
 
 def recapture(model: nn.Module, manifest: Manifest, args: tuple[Any, ...] | None = None) -> Captured:
@@ -84,15 +94,22 @@ def recapture(model: nn.Module, manifest: Manifest, args: tuple[Any, ...] | None
         if spec is None:
             raise ExportError(f"the manifest names an argument {name!r} that is neither an input nor a state")
         shape = [axis if isinstance(axis, int) else 2 for axis in spec.axes]
-        leaves.append(Leaf(name, spec.axes, torch.zeros(shape, dtype=getattr(torch, spec.dtype))))
-    calls, results = probe(model, leaves, structure)
-    pairs = {name: states[name].output for name in source.arguments if name in states}
-    outputs = _result_order(manifest, pairs, len(results))
+        rows = spec.range.maximum + 1 if isinstance(spec, InputSpec) and spec.range is not None else None
+        leaves.append(Leaf(name, spec.axes, torch.zeros(shape, dtype=getattr(torch, spec.dtype)), rows))
+    if args is not None:
+        given = pytree.tree_leaves(args)
+        leaves = [replace(leaf, example=value.detach()) for leaf, value in zip(leaves, given, strict=True)]
     lift = Lift(source.lifted_states, source.lifted_lengths)
     for path in (*lift.states, *lift.lengths):
         if path not in dict(model.named_modules()):
             raise ExportError(f"the file was made from a model with a cell {path!r}; this model has none")
-    return capture(model, leaves, structure, outputs, pairs, calls, lift)
+    calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
+    pairs = {name: states[name].output for name in source.arguments if name in states}
+    outputs = _result_order(manifest, pairs, len(results(result)))
+    captured = capture(Copies(model), leaves, structure, outputs, pairs, calls, lift)
+    if captured.lengths is not None and manifest.lengths is None:
+        captured.lengths = None
+    return captured
 
 
 def _result_order(manifest: Manifest, pairs: dict[str, str], count: int) -> list[str]:

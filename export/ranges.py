@@ -7,7 +7,7 @@ from cellport.manifest import Range
 from .passes.graphs import integer
 
 _KEEPS_VALUES = frozenset(["Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"])
-_INTEGERS = frozenset([ir.DataType.INT32, ir.DataType.INT64])
+_INTEGERS = frozenset([ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64])
 
 
 def index_ranges(model: ir.Model) -> dict[str, Range]:

@@ -96,13 +96,17 @@ def in_chunks(run: Runner, contract: Contract, feeds: Arrays, boundaries: Iterab
     }
 
 
-def row_by_row(run: Runner, contract: Contract, feeds: Arrays) -> list[Arrays]:
-    """Run each row of the batch alone, cut to its own length, so that there is no padding."""
-    lengths = feeds[contract.lengths] if contract.lengths is not None else None
-    steps = contract.steps(feeds)
+def row_by_row(run: Runner, contract: Contract, feeds: Arrays, lengths: Array) -> list[Arrays]:
+    """Run each row of the batch alone, cut to its own length, so that there is no padding.
+
+    Args:
+        run: the model.
+        contract: its names and axes.
+        feeds: arrays by input name.
+        lengths: steps of each row; the model is given them if it takes lengths.
+    """
     rows = []
-    for row in range(contract.batch(feeds)):
-        length = steps if lengths is None or lengths[row] < 0 else int(lengths[row])
+    for row, length in enumerate(lengths):
         alone = {}
         for name, value in feeds.items():
             if name == contract.lengths:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_INTEGERS = frozenset([torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 _KEEPS_VALUES = frozenset([torch.ops.aten.clone.default, torch.ops.aten._to_copy.default])
 
 
@@ -39,9 +40,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, arguments: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows: dict[str, int] = {}
-        self._names = {
-            _storage(value): name for name, value in arguments.items() if value.dtype in (torch.int32, torch.int64)
-        }
+        self._names = {_storage(value): name for name, value in arguments.items() if value.dtype in _INTEGERS}
         self._kept: list[Tensor] = []  # a storage that is freed could come back as another's
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from cellport.errors import CellportError, ExportError
-from cellport.manifest import BATCH, TIME, Axes
+from cellport.manifest import BATCH, DTYPES, TIME, Axes
+
+_DTYPES = DTYPES - {"string", "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def argument_leaves(
     Args:
         model: the module whose forward takes them.
         args: positional arguments: tensors, and (named) tuples, lists and dicts of tensors.
-        input_names: a name for each tensor, in order; None takes the names of forward's parameters.
+        input_names: a name for each tensor, in order, or for each argument where some are nested, whose tensors then
+            are ``<name>.<field>``; None takes the names of forward's parameters.
         dynamic_shapes: as of `torch.export.export`: for each argument, by position, by parameter name or by input
             name, a mapping from axis to name (a string or a `torch.export.Dim`), nested as the argument is.
 
@@ -60,18 +63,95 @@ def argument_leaves(
     paths, structure = pytree.tree_flatten_with_path(args)
     parameters = _parameter_names(model, len(args))
     default_names = [_path_name(parameters, path) for path, _ in paths]
-    names = list(input_names) if input_names is not None else default_names
-    if len(names) != len(paths):
-        raise ExportError(f"input_names has {len(names)} names {names}; the arguments hold {len(paths)} tensors")
-    if len(set(names)) != len(names):
-        raise ExportError(f"input_names has {names}; each name may appear once")
+    names = _given_names("input_names", input_names, default_names, [path for path, _ in paths], "the arguments hold")
     shapes = _shape_of_each(dynamic_shapes, parameters, names, structure, len(args))
     leaves = []
     for name, (_, value), axes in zip(names, paths, shapes, strict=True):
         if not isinstance(value, Tensor):
-            raise ExportError(f"argument {name!r} is {value!r}; accepted: a tensor")
+            raise ExportError(f"argument {name!r} is {value!r:.200}; accepted: a tensor")
+        if value.device.type != "cpu":
+            raise ExportError(f"argument {name!r} is on the device {value.device}; accepted: a tensor in main memory")
+        if str(value.dtype).removeprefix("torch.") not in _DTYPES:
+            raise ExportError(f"argument {name!r} has dtype {value.dtype}; accepted: {', '.join(sorted(_DTYPES))}")
         leaves.append(Leaf(name, _axes(name, value, axes), value.detach()))
     return leaves, structure
+
+
+def result_names(given: Sequence[str] | None, result: Any) -> list[str]:
+    """A name for each tensor that a module returns.
+
+    Args:
+        given: a name for each tensor, or for each result where some are (named) tuples, lists or dicts of tensors,
+            whose tensors then are ``<name>.<field>``; None numbers them: ``output``, or ``output_0``, ``output_1``.
+        result: what forward returned.
+
+    Raises:
+        ExportError: the names do not match the tensors.
+    """
+    whole = result if isinstance(result, tuple | list) else (result,)
+    paths = [path for path, leaf in pytree.tree_flatten_with_path(tuple(whole))[0] if leaf is not None]
+    default = ["output"] if len(paths) == 1 else [f"output_{index}" for index in range(len(paths))]
+    return _given_names("output_names", given, default, paths, "the model returns")
+
+
+def _given_names(
+    what: str, given: Sequence[str] | None, default: list[str], paths: list[tuple[Any, ...]], holder: str
+) -> list[str]:
+    """Names of flattened tensors; those of a group take its name and their path in it."""
+    if given is None:
+        return default
+    if isinstance(given, str) or not all(isinstance(name, str) and name for name in given):
+        raise ExportError(f"{what} is {given!r}; accepted: a list of names")
+    names = list(given)
+    if len(set(names)) != len(names):
+        raise ExportError(f"{what} has {names}; each name may appear once")
+    groups = list(dict.fromkeys(path[0] for path in paths))
+    if len(names) == len(groups) != len(paths):
+        return [".".join([names[groups.index(path[0])], *map(_key, path[1:])]) for path in paths]
+    if len(names) != len(paths):
+        raise ExportError(f"{what} has {len(names)} names {names}; {holder} {len(paths)} tensors")
+    return names
+
+
+def state_pairs(state: Mapping[Any, Any], inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, str]:
+    """The output of each state by its input.
+
+    Args:
+        state: output name to input name; a name may stand for all tensors ``<name>.<field>`` of a nested argument or
+            result, and a tuple of names for several.
+        inputs: names of the arguments' tensors.
+        outputs: names of the results' tensors.
+
+    Raises:
+        ExportError: a name is unknown, or the two sides do not have the same number of tensors.
+    """
+    pairs: dict[str, str] = {}
+    for output, input in state.items():
+        sides = [_expand("output", output, outputs), _expand("input", input, inputs)]
+        if len(sides[0]) != len(sides[1]):
+            raise ExportError(
+                f"state pairs the outputs {sides[0]} with the inputs {sides[1]}; accepted: as many of each"
+            )
+        for name_out, name_in in zip(*sides, strict=True):
+            if name_in in pairs or name_out in pairs.values():
+                raise ExportError(f"state pairs {name_out!r} with {name_in!r}; each name may be in one pair only")
+            pairs[name_in] = name_out
+    return pairs
+
+
+def _expand(what: str, given: Any, names: Sequence[str]) -> list[str]:
+    if isinstance(given, tuple | list):
+        return [name for each in given for name in _expand(what, each, names)]
+    group = [name for name in names if isinstance(given, str) and name.startswith(f"{given}.")]
+    if given in names:
+        return [given]
+    if not group:
+        raise ExportError(f"state names the {what} {given!r}; the {what}s are {list(names)}")
+    return group
+
+
+def _key(key: Any) -> str:
+    return str(next(getattr(key, field) for field in ("name", "key", "idx") if hasattr(key, field)))
 
 
 def _parameter_names(model: nn.Module, count: int) -> list[str]:
@@ -83,10 +163,7 @@ def _parameter_names(model: nn.Module, count: int) -> list[str]:
 
 def _path_name(parameters: list[str], path: tuple[Any, ...]) -> str:
     first, *rest = path
-    parts = [parameters[first.idx]]
-    for key in rest:
-        parts.append(str(next(getattr(key, field) for field in ("name", "key", "idx") if hasattr(key, field))))
-    return ".".join(parts)
+    return ".".join([parameters[first.idx], *map(_key, rest)])
 
 
 def _shape_of_each(
@@ -104,6 +181,10 @@ def _shape_of_each(
         if set(dynamic_shapes) <= set(names):
             return [_mapping(dynamic_shapes.get(name)) for name in names]
         dynamic_shapes = tuple(dynamic_shapes.get(name) for name in parameters)
+    if not isinstance(dynamic_shapes, tuple | list):
+        raise ExportError(
+            f"dynamic_shapes is {dynamic_shapes!r}; accepted: a dict, or a tuple with an entry an argument"
+        )
     if len(dynamic_shapes) != count:
         raise ExportError(f"dynamic_shapes has {len(dynamic_shapes)} entries; there are {count} arguments")
     children = structure.children() if callable(getattr(structure, "children", None)) else structure.children_specs
@@ -117,6 +198,8 @@ def _broadcast(given: Any, leaves: int) -> list[Mapping[int, Any]]:
     """The axes of each tensor of one argument."""
     if given is None or (isinstance(given, Mapping) and all(isinstance(key, int) for key in given)):
         return [_mapping(given)] * leaves
+    if not isinstance(given, Mapping | tuple | list):
+        raise ExportError(f"dynamic_shapes holds {given!r}; accepted: a dict from axis to name, or None")
     values = list(given.values()) if isinstance(given, Mapping) else list(given)
     if len(values) == leaves and leaves == 1 and not isinstance(values[0], Mapping | tuple | list | None):
         return [_mapping(given)]
@@ -131,20 +214,26 @@ def _mapping(given: Any) -> Mapping[int, Any]:
         return {}
     if isinstance(given, Mapping):
         return given
+    if not isinstance(given, tuple | list):
+        raise ExportError(f"dynamic_shapes holds {given!r}; accepted: a dict from axis to name, or None")
     return {position: axis for position, axis in enumerate(given) if axis is not None}
 
 
 def _axes(name: str, value: Tensor, named: Mapping[int, Any]) -> Axes:
     axes: list[int | str] = list(value.shape)
     for position, axis in named.items():
-        if not -value.dim() <= position < value.dim():
-            raise ExportError(f"dynamic_shapes names axis {position} of {name!r}, which has shape {list(value.shape)}")
+        if not isinstance(position, int) or not -value.dim() <= position < value.dim():
+            raise ExportError(
+                f"dynamic_shapes names axis {position!r} of {name!r}, which has shape {list(value.shape)}"
+            )
         label = axis if isinstance(axis, str) else getattr(axis, "__name__", None)
         if not isinstance(label, str) or not label.isidentifier():
             raise ExportError(
                 f"dynamic_shapes gives axis {position} of {name!r} as {axis!r}; "
                 "accepted: a name such as 'batch', 'time'"
             )
+        if label in axes:
+            raise ExportError(f"dynamic_shapes calls two axes of {name!r} {label!r}; each axis has a name of its own")
         axes[position] = label
     return tuple(axes)
 

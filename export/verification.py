@@ -6,17 +6,19 @@ truth). The bound follows the module: one that loses digits in PyTorch may lose 
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from cellport.errors import CellportError, EquivalenceError, ExportError
 from cellport.manifest import BATCH, TIME, InputSpec, Manifest, OutputFigures, Verification
 
+from .drawing import draw
 from .runs import Array, Arrays, Contract, Runner, in_chunks, valid_part
 
+_OTHER_SIZES = (2, 1, 5)
+_NONE: Mapping[str, Array] = {}
 FACTOR = 4.0
 SLACK = 1e-6
 
@@ -82,6 +84,7 @@ def compare(
     float64: Runner,
     grid: Grid,
     progress: Callable[[int, int], None] | None = None,
+    examples: Mapping[str, Array] = _NONE,
 ) -> Verification:
     """Compare a file with the module it was made from.
 
@@ -92,6 +95,7 @@ def compare(
         float64: runs the module in float64.
         grid: the cases.
         progress: called with the cases done and in all.
+        examples: accepted values by input name, which random inputs are to be like.
 
     Returns:
         The largest errors of each output.
@@ -105,7 +109,8 @@ def compare(
     figures: dict[str, OutputFigures] = {}
     worst: tuple[float, str] | None = None
     for number, case in enumerate(cases):
-        for name, (error, own, largest, exact) in _errors(manifest, contract, onnx, float32, float64, case).items():
+        drawn = feeds(manifest, case, examples)
+        for name, (error, own, largest, exact) in _errors(contract, onnx, float32, float64, case, drawn).items():
             seen = figures.get(name)
             figures[name] = OutputFigures(
                 name=name,
@@ -130,10 +135,10 @@ def compare(
 
 
 def _errors(
-    manifest: Manifest, contract: Contract, onnx: Runner, float32: Runner, float64: Runner, case: Case
+    contract: Contract, onnx: Runner, float32: Runner, float64: Runner, case: Case, drawn: tuple[Arrays, Arrays]
 ) -> dict[str, tuple[float, float, float, bool]]:
     """For each output: onnxruntime's error, PyTorch's, the largest truth, and whether it must be exact."""
-    clean, garbage = feeds(manifest, case)
+    clean, garbage = drawn
     lengths = clean.get(contract.lengths) if contract.lengths is not None else None
     try:
         truth, own = float64(clean), float32(clean)
@@ -162,6 +167,8 @@ def _errors(
         else:
             error, torch_error = _distance(parts[2], parts[0]), _distance(parts[1], parts[0])
             finite = np.abs(parts[0][np.isfinite(parts[0])])
+            if value.size and np.isnan(parts[0]).all():
+                raise ExportError(f"output {name!r} is not a number in PyTorch at {case}; nothing can be compared")
             result[name] = (error, torch_error, float(finite.max(initial=0.0)), False)
     return result
 
@@ -177,14 +184,17 @@ def _distance(value: Array, truth: Array) -> float:
     return float(np.where(np.isnan(difference), np.inf, difference).max())
 
 
-def feeds(manifest: Manifest, case: Case) -> tuple[Arrays, Arrays]:
-    """Draw the inputs of a case.
+def feeds(manifest: Manifest, case: Case, examples: Mapping[str, Array] = _NONE) -> tuple[Arrays, Arrays]:
+    """Draw the inputs of a case. Axes other than batch and time take the sizes 1, 2 and 5 in turn.
 
     Returns:
         The inputs with clean padding, and the same with garbage in it (NaN, or other valid integers).
     """
     rng = np.random.default_rng(case.seed)
     sizes: dict[str, int] = {BATCH: case.batch, TIME: case.steps}
+    others = dict.fromkeys(axis for each in manifest.inputs for axis in each.axes if isinstance(axis, str))
+    for number, axis in enumerate(others):
+        sizes.setdefault(axis, _OTHER_SIZES[(case.seed + number) % len(_OTHER_SIZES)])
     clean: Arrays = {}
     garbage: Arrays = {}
     lengths = None
@@ -197,14 +207,16 @@ def feeds(manifest: Manifest, case: Case) -> tuple[Arrays, Arrays]:
             if lengths is None and not spec.optional:
                 clean[spec.name] = garbage[spec.name] = np.full(case.batch, case.steps)
             continue
-        shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 3) for axis in spec.axes)
-        value = _draw(rng, spec, shape)
+        shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 2) for axis in spec.axes)
+        value = _draw(rng, spec, shape, examples)
+        if spec.axes == (BATCH,) and spec.range is None and value.dtype.kind in "iu":
+            value = np.minimum(value, case.steps).astype(value.dtype)  # these may be lengths
         clean[spec.name] = valid_part(value, spec.axes, lengths)
-        dirty = np.full(shape, np.nan, spec.dtype) if value.dtype.kind == "f" else _draw(rng, spec, shape)
+        dirty = np.full(shape, np.nan, spec.dtype) if value.dtype.kind == "f" else _draw(rng, spec, shape, examples)
         valid = valid_part(np.ones(shape, bool), spec.axes, lengths)
         garbage[spec.name] = np.where(valid, value, dirty)
     for state in manifest.states:
-        shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 3) for axis in state.axes)
+        shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 2) for axis in state.axes)
         if case.random_state:
             value = (0.5 * rng.standard_normal(shape)).astype(state.dtype)
             clean[state.input] = garbage[state.input] = value
@@ -213,10 +225,6 @@ def feeds(manifest: Manifest, case: Case) -> tuple[Arrays, Arrays]:
     return clean, garbage
 
 
-def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
-    if spec.dtype.startswith(("int", "uint")):
-        low, high = (spec.range.minimum, spec.range.maximum) if spec.range is not None else (0, 1)
-        return rng.integers(low, high, shape, endpoint=True).astype(spec.dtype)
-    if spec.dtype == "bool":
-        return rng.integers(0, 2, shape).astype(bool)
-    return rng.standard_normal(shape).astype(spec.dtype)
+def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], examples: Mapping[str, Array]) -> Array:
+    bounds = None if spec.range is None else (spec.range.minimum, spec.range.maximum)
+    return draw(rng, shape, spec.dtype, bounds, examples.get(spec.name))

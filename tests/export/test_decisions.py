@@ -12,7 +12,7 @@ from cellport.errors import ExportError
 from cellport.export import to_onnx
 
 from .conftest import export
-from .models import FEATURES, HIDDEN, VOCABULARY, Mean, Tokens, TokensWithLengths, cell
+from .models import FEATURES, VOCABULARY, Mean, Tokens, TokensWithLengths, cell
 
 
 def notes(folder: Path, model: nn.Module, **options: Any) -> str:
@@ -109,7 +109,6 @@ class Broken(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.embedding, self.how = nn.Embedding(VOCABULARY, FEATURES), how
-        self.inner = nn.LSTM(FEATURES, HIDDEN) if how == "torch" else nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
@@ -127,7 +126,6 @@ class Broken(nn.Module):
     [
         ("branch", "branches or sizes a tensor on the values of its inputs"),
         ("operator", "bessel_j0"),
-        ("torch", "inner is a torch.nn.LSTM; use cellport.cells.LSTM"),
     ],
 )
 def test_what_cannot_be_exported_is_named(how: str, message: str, tmp_path: Path) -> None:
@@ -150,7 +148,7 @@ GOOD: dict[str, Any] = {"dynamic_shapes": {"tokens": {0: "batch", 1: "time"}}}
         ({"dynamic_shapes": {"ids": {0: "batch"}}}, r"dynamic_shapes names \['ids'\]; accepted: \['tokens'\]"),
         ({"dynamic_shapes": {"tokens": {5: "batch"}}}, "names axis 5 of 'tokens', which has shape"),
         ({"dynamic_shapes": {"tokens": {0: 3}}}, "gives axis 0 of 'tokens' as 3"),
-        ({"state": {"h_out": "h"}}, "state names the input 'h'; the inputs are"),
+        ({"state": {"output": "h"}}, "state names the input 'h'; the inputs are"),
         ({"state": {"h_out": "tokens"}}, "state names the output 'h_out'; the outputs are"),
         ({"state": {"output": "tokens"}}, "state input 'tokens' has axes .* and its output 'output'"),
         ({"state": "all"}, "state is 'all'; accepted: 'auto', None"),

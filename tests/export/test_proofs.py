@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,11 +83,11 @@ def test_a_cell_over_another_batch_than_the_models_is_left_as_it_is(tmp_path: Pa
     tokens = torch.randint(VOCABULARY, (2, 3, 4))
     report = to_onnx(Words().eval(), (tokens,), tmp_path / "m.onnx", dynamic_shapes=SHAPES)
     assert (report.manifest.states, report.manifest.lengths) == ((), None)
-    assert any("states left inside: a run in chunks fails" in note for note in report.notes)
+    assert any("cell does not run over the axes 'batch' and 'time'" in note for note in report.notes)
 
 
 class Learned(Tokens):
-    """Starts from a state that is a parameter, which belongs to the model and not to the caller."""
+    """Starts from a state that is a parameter."""
 
     def __init__(self) -> None:
         super().__init__(cell("gru", batch_first=True))
@@ -96,10 +97,29 @@ class Learned(Tokens):
         return self.cell(self.embedding(tokens), self.first.expand(-1, tokens.shape[0], -1).contiguous())[0]
 
 
-def test_a_state_that_the_model_gives_its_cell_is_not_lifted(tmp_path: Path) -> None:
-    report = export(tmp_path, Learned()).report
+def test_a_learned_initial_state_is_the_default_of_the_lifted_one(tmp_path: Path) -> None:
+    model = Learned()
+    exported = export(tmp_path, model)
+    (state,) = exported.report.manifest.states
+    np.testing.assert_array_equal(state.initial_value(), model.first.detach().numpy())
+    tokens = torch.arange(6).reshape(2, 3)
+    (found,) = exported.session().run(["output"], {"tokens": tokens.numpy()})
+    np.testing.assert_allclose(found, model(tokens).detach().numpy(), atol=1e-6)
+    assert exported.report.manifest.lengths is not None
+
+
+class Conditioned(Tokens):
+    """Starts from a state that depends on the tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        first = self.embedding(tokens[:, 0])[:, :HIDDEN].unsqueeze(0).contiguous()
+        return self.cell(self.embedding(tokens), first)[0]
+
+
+def test_a_state_that_depends_on_the_inputs_is_not_lifted(tmp_path: Path) -> None:
+    report = export(tmp_path, Conditioned(cell("gru", batch_first=True))).report
     assert report.manifest.states == ()
-    assert report.manifest.lengths is not None
+    assert any("the initial state of cell depends on the inputs" in note for note in report.notes)
 
 
 class Derived(nn.Module):
