@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,8 +146,9 @@ class TorchRunner:
         """Run the user's module itself, its recurrent layers as they are, on the arguments of its own."""
         captured, module = self._captured, self._module
         names = captured.arguments
-        with torch.no_grad(), _default_dtype(self._dtype):
+        with torch.no_grad(), _default_dtype(self._dtype), warnings.catch_warnings():
             values = [self._tensor(feeds[name]) for name in names]
+            warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
             found = results(module.model(*pytree.tree_unflatten(values, module.structure)))
         return {name: value.detach().numpy() for name, value in zip(captured.results, found, strict=True)}
 

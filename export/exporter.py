@@ -32,7 +32,7 @@ from . import passes
 from .capture import Captured, Copies, State, unlike_sizes
 from .lifting import capture_lifted
 from .passes.optional_inputs import Default
-from .probing import probe
+from .probing import looped_step, probe, run_unchanged
 from .ranges import index_ranges
 from .report import Report
 from .runtime import OnnxRunner
@@ -40,6 +40,7 @@ from .selections import selected_rows
 from .signature import Leaf, argument_leaves, result_names, state_pairs
 from .translate import quiet, translate
 from .verification import QUICK, compare
+from .watching import layers_of, run_cell, watching
 from .writing import external_data, written
 
 _EXTERNAL_DATA_FROM = 64 << 20
@@ -131,16 +132,11 @@ def to_onnx(
 
 def _with_rows(model: nn.Module, leaves: Sequence[Leaf], structure: Any) -> list[Leaf]:
     """The leaves, with the number of rows that integers select from."""
+    layers = layers_of(model)
 
     def run(*tensors: torch.Tensor) -> Any:
-        try:
-            return model(*pytree.tree_unflatten(tensors, structure))
-        except CellportError:
-            raise
-        except Exception as error:  # whatever the user's forward raises
-            raise ExportError(
-                f"the model does not run on its example arguments: {type(error).__name__}: {error}"
-            ) from error
+        with watching(layers, run_cell):
+            return run_unchanged(model, tensors, structure)
 
     rows = selected_rows(run, {leaf.name: leaf.example for leaf in leaves})
     return [replace(leaf, rows=rows.get(leaf.name)) for leaf in leaves]
@@ -203,7 +199,10 @@ def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables)
     except CellportError:
         raise
     except Exception as error:  # whatever the user's forward and torch's tracer raise
-        raise ExportError(_why_not_traced(error)) from error
+        examples = {leaf.name: leaf.example for leaf in leaves}
+        user = [examples[name] for name in captured.arguments]
+        looped = looped_step(captured.module.model, user, captured.module.structure)
+        raise ExportError(looped or _why_not_traced(error)) from error
     graph = translate(program, opset_version)
     clean: list[ir.passes.InPlacePass] = [
         passes.FoldConstants(),
@@ -213,7 +212,9 @@ def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables)
         passes.MoveTransposes(),
         passes.RemoveDead(),
     ]
-    ir.passes.PassManager([passes.NameWeights("model."), *clean, *clean[-2:], folding, *clean], steps=1)(graph)
+    ir.passes.PassManager(
+        [passes.NameWeights("model."), *clean, *clean[-2:], folding, *clean, passes.CleanScans()], steps=1
+    )(graph)
     inputs = [(leaf.name, leaf.axes) for leaf in leaves]
     outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]
     ir.passes.PassManager([passes.SeparateOutputs(), passes.NameTensors(inputs, outputs)], steps=1)(graph)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cellport.cells import SequenceCell
+from cellport.cells import SequenceCell, StepCell
 from cellport.errors import CellportError, ExportError
 from cellport.manifest import BATCH, TIME
 
@@ -106,10 +106,19 @@ def _run(model: nn.Module, values: list[Tensor], structure: Any, layers: Mapping
         uses.append(_Use(layer, steps, batch, kept, None if lengths is None else lengths.clone()))
         return output, final
 
+    with torch.no_grad(), watching(layers, handle):
+        return run_unchanged(model, values, structure)
+
+
+def run_unchanged(model: nn.Module, values: Sequence[Tensor], structure: Any) -> Any:
+    """Run a module that is to keep its own tensors as they are.
+
+    Raises:
+        ExportError: it does not run, or changes one of them.
+    """
     before = _own_tensors(model)
     try:
-        with torch.no_grad(), watching(layers, handle):
-            result = model(*pytree.tree_unflatten(values, structure))
+        result = model(*pytree.tree_unflatten(list(values), structure))
     except CellportError:
         raise
     except Exception as error:  # whatever the user's forward raises
@@ -123,6 +132,36 @@ def _run(model: nn.Module, values: list[Tensor], structure: Any, layers: Mapping
             "take it as an argument and return its new value"
         )
     return result
+
+
+def looped_step(model: nn.Module, values: Sequence[Tensor], structure: Any) -> str | None:
+    """The first single-step cell that a forward calls several times, with what to do about it."""
+    counts: dict[str, int] = {}
+    kinds = {path: type(each) for path, each in model.named_modules() if isinstance(each, nn.RNNCellBase | StepCell)}
+
+    def count(path: str) -> Any:
+        def before(*_: Any) -> None:
+            counts[path] = counts.get(path, 0) + 1
+
+        return before
+
+    handles = [model.get_submodule(path).register_forward_pre_hook(count(path)) for path in kinds]
+    try:
+        with torch.no_grad():
+            model(*pytree.tree_unflatten(list(values), structure))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path, number in counts.items():
+        if number > 1:
+            kind = kinds[path]
+            whole = kind.__name__.removesuffix("Cell")
+            library = "torch.nn" if issubclass(kind, nn.RNNCellBase) else "cellport.cells"
+            return (
+                f"{path} is a {library}.{kind.__name__} that is called in a Python loop of {number} steps, which fixes "
+                f"the length of the loop; write it with cellport.cells.recurrence, or use {library}.{whole}"
+            )
+    return None
 
 
 def _own_tensors(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -58,7 +58,7 @@ def enter(module: nn.RNNBase, input: Any, hx: Any) -> tuple[Tensor, Any, Tensor 
             "pack_padded_sequence made in forward"
         )
     if input.dim() == 2:
-        return input.unsqueeze(1), pytree.tree_map(lambda tensor: tensor.unsqueeze(1), hx), None
+        return input.unsqueeze(1), pytree.tree_map_only(Tensor, lambda tensor: tensor.unsqueeze(1), hx), None
     return (input.transpose(0, 1) if module.batch_first else input), hx, None
 
 
@@ -68,5 +68,5 @@ def leave(module: nn.RNNBase, input: Any, output: Tensor, final: Any) -> tuple[A
     if isinstance(input, Padded):
         return Padded(output, input.lengths), final
     if input.dim() == 2:
-        return output.squeeze(1), pytree.tree_map(lambda tensor: tensor.squeeze(1), final)
+        return output.squeeze(1), pytree.tree_map_only(Tensor, lambda tensor: tensor.squeeze(1), final)
     return (output.transpose(0, 1) if module.batch_first else output), final

@@ -9,7 +9,8 @@ class CleanScans(ir.passes.InPlacePass):
     """Remove copies and unread outputs from the bodies of Scan nodes.
 
     torch's scan refuses to return one tensor twice, so the exported bodies hold copies (`Identity`). A copy is needed
-    only where one value is both a state and a scan output, or where an input is returned as it came.
+    only where one value is both a state and a scan output, or where an input is returned as it came; there it is put in
+    if a merging of repeated nodes took it away.
 
     Postcondition: no Scan has an output that nothing reads, but for its states; a body holds an Identity only where
     two outputs have the same value or an output is an input.
@@ -20,6 +21,7 @@ class CleanScans(ir.passes.InPlacePass):
         modified = False
         for node in list(nodes(model, "Scan")):
             modified |= _remove_copies(scan_body(node))
+            modified |= _separate(scan_body(node))
             modified |= _remove_unread(node)
         return ir.passes.PassResult(model, modified)
 
@@ -41,6 +43,21 @@ def _remove_copies(body: ir.Graph) -> bool:
         ir.convenience.replace_all_uses_with(copy, source)
         body.remove(node, safe=True)
         modified = True
+    return modified
+
+
+def _separate(body: ir.Graph) -> bool:
+    """Give each output of a body a value of its own; the runtime leaves one of two with the same value unwritten."""
+    seen: set[ir.Value] = set(body.inputs)
+    modified = False
+    for index, output in enumerate(body.outputs):
+        if output in seen:
+            copy = ir.node("Identity", [output])
+            copy.outputs[0].type, copy.outputs[0].shape = output.type, output.shape
+            body.append(copy)
+            body.outputs[index] = copy.outputs[0]
+            modified = True
+        seen.add(body.outputs[index])
     return modified
 
 

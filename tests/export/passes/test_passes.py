@@ -57,6 +57,18 @@ def test_a_copy_stays_where_one_value_is_state_and_output() -> None:
     same(text, model, s=floats(3, 2), x=floats(4, 3, 2))
 
 
+def test_a_copy_that_merging_took_away_is_put_back() -> None:
+    """The runtime leaves one of two outputs of a step unwritten if they are one value."""
+    text = SCAN.replace("out = Identity(twice)", "out = Identity(sum)")
+    model = parse(text)
+    RemoveDead()(model)
+    body = model.graph.node(0).attributes["body"].as_graph()
+    body.outputs[1] = body.outputs[0]
+    CleanScans()(model)
+    assert len(set(body.outputs)) == len(body.outputs)
+    same(text, model, s=floats(3, 2), x=floats(4, 3, 2))
+
+
 FLIPPED = """
 <ir_version: 10, opset_import: ["" : 20]>
 main (float[batch, 2] s, float[time, batch, 2] x) => (float[batch, 2] last, float[time, batch, 2] y)
