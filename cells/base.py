@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .checks import CellError, check_input, check_lengths, check_state
+from .checks import CellError, check_flag, check_input, check_lengths, check_probability, check_size, check_state
 from .lengths import mask_steps, valid_steps, whole_axis
 
 __all__ = ["SequenceCell", "StepCell"]
@@ -44,7 +44,9 @@ class SequenceCell(nn.Module, ABC):
         name = type(self).__name__
         for what, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             check_size(name, what, value)
-        check_dropout(name, dropout)
+        for what, value in (("batch_first", batch_first), ("bidirectional", bidirectional)):
+            check_flag(name, what, value)
+        check_probability(name, "dropout", dropout)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -203,15 +205,3 @@ class StepCell(nn.Module, ABC):
     def extra_repr(self) -> str:
         """The constructor's arguments as torch.nn prints them."""
         return f"{self.input_size}, {self.hidden_size}"
-
-
-def check_size(cell: str, what: str, value: int) -> None:
-    """Refuse a size that is not a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CellError(f"{cell}: {what} is {value!r}; accepted is an integer of at least 1")
-
-
-def check_dropout(cell: str, dropout: float) -> None:
-    """Refuse a dropout that is not a probability."""
-    if not 0 <= dropout <= 1:
-        raise CellError(f"{cell}: dropout is {dropout}; accepted is a probability, 0 to 1")

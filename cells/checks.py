@@ -1,17 +1,54 @@
 """Checks of what a caller passes to a cell, and the error that they raise."""
 
+import math
+from numbers import Real
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
 from cellport.errors import CellportError
 
-__all__ = ["CellError", "check_input", "check_lengths", "check_state"]
+__all__ = [
+    "CellError",
+    "check_flag",
+    "check_input",
+    "check_lengths",
+    "check_number",
+    "check_probability",
+    "check_size",
+    "check_state",
+]
 
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class CellError(CellportError, ValueError):
     """A recurrent cell was built or called with something that it does not accept."""
+
+
+def check_size(cell: str, what: str, value: object, least: int = 1) -> None:
+    """Refuse a size that is not an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise CellError(f"{cell}: {what} is {value!r}; accepted is an integer of at least {least}")
+
+
+def check_flag(cell: str, what: str, value: object) -> None:
+    """Refuse a flag that is not a bool, such as a probability in the place of one."""
+    if not isinstance(value, bool):
+        raise CellError(f"{cell}: {what} is {value!r}; accepted is True or False")
+
+
+def check_number(cell: str, what: str, value: object) -> None:
+    """Refuse what is not a finite number."""
+    if not _is_number(value):
+        raise CellError(f"{cell}: {what} is {value!r}; accepted is a finite number")
+
+
+def check_probability(cell: str, what: str, value: object) -> None:
+    """Refuse what is not a number from 0 to 1."""
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise CellError(f"{cell}: {what} is {value!r}; accepted is a probability, 0 to 1")
 
 
 def check_input(cell: str, input: Tensor, rank: int, axes: str, input_size: int) -> None:
@@ -73,6 +110,10 @@ def check_lengths(lengths: Tensor, steps: int, batch: int) -> Tensor:
                 "or a negative number for the whole axis"
             )
     return lengths.to(torch.int64)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def _shape(tensor: Tensor) -> list[int | str]:

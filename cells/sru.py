@@ -1,159 +1,20 @@
 """The SRU, versions 1 and 2: over a sequence, and one step of it."""
 
-import math
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from .base import SequenceCell, StepCell
-from .checks import CellError
-from .sru_elementwise import ACTIVATIONS, Masks, run_elementwise, sru_step
-from .sru_export import run_exported
+from .checks import CellError, check_flag
+from .sru_elementwise import sru_step
+from .sru_layer import LayerNormPlace, SRULayer, SRUOptions
+from .sru_package import read_package
 
-__all__ = ["SRU", "SRUCell", "SRULayer"]
-
-
-class SRULayer(nn.Module):
-    """Parameters of one SRU layer, in the layout of the `sru` package (2.6.0), and its run.
-
-    With I input features, O = directions * H outputs, and k projections, 4 if there is a skip term and I is not O,
-    else 3:
-
-    - weight [I, O*k], column (d*H + j)*k + m; m = 0 candidate, 1 forget, 2 reset, 3 skip;
-    - weight_c [2*O]: v_f of all lanes, then v_r; zero and frozen in version 1;
-    - bias [2*O]: b_f of all lanes, then b_r;
-    - scale_x [1], a buffer: the highway's alpha, which multiplies the skip where k is 3.
-    """
-
-    weight_c: nn.Parameter
-    bias: nn.Parameter | None
-    scale_x: Tensor
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        bias: bool,
-        dropout: float,
-        directions: int,
-        version: int,
-        activation: str,
-        highway_bias: float,
-        rescale: bool,
-        skip: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__()
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.directions = directions
-        self.output_size = directions * hidden_size
-        self.dropout = dropout
-        self.version = version
-        self.activation = activation
-        self.highway_bias = highway_bias
-        self.rescale = rescale
-        self.skip = skip
-        self.projections = 4 if skip and input_size != self.output_size else 3
-        lanes = 2 * self.output_size
-        self.weight = nn.Parameter(
-            torch.empty(input_size, self.output_size * self.projections, device=device, dtype=dtype)
-        )
-        self.weight_c = nn.Parameter(torch.empty(lanes, device=device, dtype=dtype), requires_grad=version == 2)
-        self.bias = nn.Parameter(torch.empty(lanes, device=device, dtype=dtype)) if bias else None
-        self.register_buffer("scale_x", torch.ones(1, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the parameters as the authors do: Var(u0) = Var(x), and, rescaled, Var(h) = Var(x) at the start."""
-        alpha = math.sqrt(1 + 2 * math.exp(self.highway_bias)) if self.rescale and self.skip else 1.0
-        bound = math.sqrt(3 / self.input_size)
-        with torch.no_grad():
-            self.scale_x.fill_(alpha)
-            self.weight.uniform_(-bound, bound)
-            blocks = self.blocks()
-            blocks[..., 0] *= math.sqrt(1 - self.dropout)
-            if self.projections == 4:
-                blocks[..., 3] *= alpha
-            if self.version == 2:
-                blocks[..., 1:3] *= math.sqrt(0.5)
-                self.weight_c.uniform_(-math.sqrt(1.5), math.sqrt(1.5))
-            else:
-                self.weight_c.zero_()
-            if self.bias is not None:
-                self.bias[: self.output_size] = 0
-                self.bias[self.output_size :] = self.highway_bias
-
-    def blocks(self) -> Tensor:
-        """A view of the weight as [I, directions, H, k]."""
-        return self.weight.view(self.input_size, self.directions, self.hidden_size, self.projections)
-
-    @property
-    def alpha(self) -> Tensor | None:
-        """What multiplies an input that is its own skip term, [1]; None for 1."""
-        return self.scale_x if self.rescale else None
-
-    def forward(self, input: Tensor, c0: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Run the layer.
-
-        Args:
-            input: [T, B, I].
-            c0: the initial state [B, O].
-            lengths: int64 [B] without negatives, or None for the whole time axis.
-
-        Returns:
-            h [T, B, O], 0 in the padding, and the final state [B, O].
-        """
-        if torch.compiler.is_exporting():
-            return run_exported(self, input, c0, lengths)
-        u, skip = self.project(input)
-        return run_elementwise(
-            u,
-            skip,
-            self.vectors(),
-            c0,
-            lengths,
-            directions=self.directions,
-            activation=self.activation,
-            masks=self._draw_masks(input),
-        )
-
-    def vectors(self) -> Tensor:
-        """v_f, v_r, b_f and b_r as [4, O]."""
-        weight_c = self.weight_c.view(2, -1)
-        return torch.cat([weight_c, torch.zeros_like(weight_c) if self.bias is None else self.bias.view(2, -1)])
-
-    def project(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Project the input to u [T, B, 3, O] and the skip term [T, B, O], if there is one."""
-        steps, batch, _ = input.shape
-        # The loops want the lanes adjacent, the weight has the blocks adjacent: turn whichever is smaller, and under
-        # export the constant one.
-        if not torch.compiler.is_exporting() and steps * batch < self.input_size:
-            u = (input @ self.weight).view(steps, batch, self.output_size, self.projections).transpose(2, 3)
-            gates, own = u[:, :, :3], u[:, :, 3:]
-        else:
-            weight = self.weight.view(self.input_size, self.output_size, self.projections).transpose(1, 2)
-            gates = (input @ weight[:, :3].reshape(self.input_size, -1)).view(steps, batch, 3, self.output_size)
-            own = (input @ weight[:, 3:].reshape(self.input_size, -1)).view(steps, batch, -1, self.output_size)
-        if not self.skip:
-            return gates, None
-        if self.projections == 4:
-            return gates, own.squeeze(2)
-        return gates, input if self.alpha is None else input * self.alpha
-
-    def _draw_masks(self, input: Tensor) -> Masks | None:
-        """Variational dropout: one mask per sequence and lane, the same at every step."""
-        if not self.training or not self.dropout:
-            return None
-        mask = input.new_empty((input.shape[1], self.output_size)).bernoulli_(1 - self.dropout) / (1 - self.dropout)
-        return Masks(mask, mask if self.version == 2 else torch.ones_like(mask))
-
-    def extra_repr(self) -> str:
-        """Sizes and options."""
-        return f"{self.input_size}, {self.output_size}, version={self.version}, activation={self.activation!r}"
+__all__ = ["SRU", "SRUCell"]
 
 
 class SRU(SequenceCell):
@@ -186,6 +47,13 @@ class SRU(SequenceCell):
         rescale: whether alpha is sqrt(1 + 2 exp(highway_bias)), which keeps the variance from layer to layer, and
             not 1.
         skip: whether there is a skip term; without one h_t = r_t * g(c_t).
+        n_proj: inner size of factorised projections; 0 for none. A layer whose input or output is not wider is not
+            factorised.
+        layer_norm: 'pre' normalises what each layer projects, and not its skip term; 'post' normalises its output;
+            None for neither.
+        input_projection: whether a linear map without bias comes before the first layer, which makes the input as
+            wide as the output.
+        input_dropout: probability on what each layer projects, in training; one mask for all steps of a sequence.
 
     Raises:
         CellError: if an argument is not accepted.
@@ -210,6 +78,10 @@ class SRU(SequenceCell):
         highway_bias: float = 0.0,
         rescale: bool = True,
         skip: bool = True,
+        n_proj: int = 0,
+        layer_norm: LayerNormPlace | None = None,
+        input_projection: bool = False,
+        input_dropout: float = 0.0,
     ) -> None:
         super().__init__(
             input_size,
@@ -219,27 +91,104 @@ class SRU(SequenceCell):
             dropout=dropout,
             bidirectional=bidirectional,
         )
-        check_options("SRU", version, activation)
+        options = SRUOptions(bias, version, activation, highway_bias, rescale, skip, n_proj, layer_norm, input_dropout)
+        options.check("SRU")
+        check_flag("SRU", "input_projection", input_projection)
+        if input_projection and input_size == self.output_size:
+            raise CellError(
+                f"SRU: input_projection is True; accepted is False for an input as wide as the output, {input_size}"
+            )
+        first = self.output_size if input_projection else input_size
+        widest = self.output_size if num_layers > 1 else min(first, self.output_size)
+        if n_proj >= widest:
+            raise CellError(f"SRU: n_proj is {n_proj}; accepted is 0 to {widest - 1}, less than a layer's sizes")
         self.bias = bias
         self.version = version
         self.activation = activation
+        self.n_proj = n_proj
+        self.layer_norm = layer_norm
+        self.input_to_hidden = (
+            nn.Linear(input_size, self.output_size, bias=False, device=device, dtype=dtype)
+            if input_projection
+            else None
+        )
         self.rnn_lst = nn.ModuleList(
             SRULayer(
-                input_size if layer == 0 else self.output_size,
+                first if layer == 0 else self.output_size,
                 hidden_size,
-                bias=bias,
+                options,
                 dropout=self.dropout if layer + 1 < num_layers else 0.0,
                 directions=self.num_directions,
-                version=version,
-                activation=activation,
-                highway_bias=highway_bias,
-                rescale=rescale,
-                skip=skip,
                 device=device,
                 dtype=dtype,
             )
             for layer in range(num_layers)
         )
+
+    @classmethod
+    def from_sru(
+        cls,
+        source: nn.Module | Mapping[str, Tensor],
+        *,
+        prefix: str = "",
+        batch_first: bool = False,
+        bidirectional: bool | None = None,
+        version: int | None = None,
+        activation: str | None = None,
+        layer_norm: LayerNormPlace | None = None,
+        skip: bool | None = None,
+        rescale: bool | None = None,
+        highway_bias: float | None = None,
+        dropout: float | None = None,
+        input_dropout: float | None = None,
+    ) -> Self:
+        """The same network as an `SRU` or `SRUCell` of the package `sru` (2.6.0), with copies of its parameters.
+
+        A module tells everything. A state_dict tells the sizes, the layers, what is factorised, normalised and
+        projected first, and often more; what it does not tell has the package's default unless it is given here.
+        The state is c [num_layers, batch, directions * hidden_size], also for a module that returns it in nn.LSTM's
+        layout (`nn_rnn_compatible_return`). Outputs in the padding are 0, also after a 'post' layer norm, where the
+        package has the norm's bias there. The flag `amp_recurrence_fp16` and `weight_c_init` have no effect.
+
+        Args:
+            source: the module, or a state_dict.
+            prefix: what a state_dict's keys of the network begin with, such as 'encoder.'; other keys are passed over.
+            batch_first: as of the constructor; the package has no such option.
+            bidirectional: default False.
+            version: 2 if any weight_c is not zero, else 1.
+            activation: default 'identity'; the package's `use_tanh` is 'tanh'.
+            layer_norm: told by the sizes if the first layer's input and output differ; default 'pre'.
+            skip: told by the sizes if the first layer's input and output differ; default True.
+            rescale: whether `scale_x` multiplies the skip; default whether any is not 1.
+            highway_bias: only matters where parameters are drawn anew; default 0.
+            dropout: default 0.
+            input_dropout: the package's `rnn_dropout`; default 0.
+
+        Raises:
+            CellError: `source` is no such network, computes something else (custom modules, SRU++), or contradicts
+                an option.
+        """
+        package = read_package(
+            source,
+            prefix,
+            {
+                "bidirectional": bidirectional,
+                "version": version,
+                "activation": activation,
+                "layer_norm": layer_norm,
+                "skip": skip,
+                "rescale": rescale,
+                "highway_bias": highway_bias,
+                "dropout": dropout,
+                "input_dropout": input_dropout,
+            },
+        )
+        # On the meta device no parameters are drawn, which would take numbers from torch's generator.
+        cell = cls(**package.arguments, batch_first=batch_first, device="meta")
+        cell.load_state_dict(package.state_dict, assign=True)
+        for ours, theirs in zip(cell.rnn_lst, package.layers or cell.rnn_lst, strict=True):
+            _copy_settings(cast(SRULayer, ours), theirs)
+        return cell.train(source.training if isinstance(source, nn.Module) else True)
 
     def state_shapes(self, batch_size: int) -> tuple[tuple[int, int, int], ...]:
         """c: [num_layers, batch, directions * hidden_size]."""
@@ -254,6 +203,8 @@ class SRU(SequenceCell):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers, one after the other."""
         finals = []
+        if self.input_to_hidden is not None:
+            input = self.input_to_hidden(input)
         for index, layer in enumerate(self.rnn_lst):
             input, final = layer(input, state[0][index], lengths)
             finals.append(final)
@@ -276,6 +227,8 @@ class SRUCell(StepCell):
         highway_bias: initial value of b_r.
         rescale: whether alpha is sqrt(1 + 2 exp(highway_bias)) and not 1.
         skip: whether there is a skip term.
+        n_proj: inner size of factorised projections, less than both sizes; 0 for none.
+        layer_norm: 'pre', 'post' or None.
 
     Raises:
         CellError: if an argument is not accepted.
@@ -296,24 +249,16 @@ class SRUCell(StepCell):
         highway_bias: float = 0.0,
         rescale: bool = True,
         skip: bool = True,
+        n_proj: int = 0,
+        layer_norm: LayerNormPlace | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size)
-        check_options("SRUCell", version, activation)
-        layer = SRULayer(
-            input_size,
-            hidden_size,
-            bias=bias,
-            dropout=0.0,
-            directions=1,
-            version=version,
-            activation=activation,
-            highway_bias=highway_bias,
-            rescale=rescale,
-            skip=skip,
-            device=device,
-            dtype=dtype,
-        )
-        self.layer = layer
+        options = SRUOptions(bias, version, activation, highway_bias, rescale, skip, n_proj, layer_norm)
+        options.check("SRUCell")
+        narrowest = min(input_size, hidden_size)
+        if n_proj >= narrowest:
+            raise CellError(f"SRUCell: n_proj is {n_proj}; accepted is 0 to {narrowest - 1}, less than both sizes")
+        self.layer = SRULayer(input_size, hidden_size, options, device=device, dtype=dtype)
 
     def pack_state(self, tensors: Sequence[Tensor]) -> Tensor:
         """The tensor c."""
@@ -324,12 +269,11 @@ class SRUCell(StepCell):
         u, skip = self.layer.project(input.unsqueeze(0))
         inputs = {"u": u[0]} if skip is None else {"u": u[0], "skip": skip[0]}
         c, h = sru_step(self.layer.vectors(), self.layer.activation, None, state, inputs)
-        return h, c
+        return self.layer.normalize_output(h), c
 
 
-def check_options(cell: str, version: int, activation: str) -> None:
-    """Refuse a version or an activation that SRU does not have."""
-    if version not in (1, 2):
-        raise CellError(f"{cell}: version is {version!r}; accepted is 1 or 2")
-    if activation not in ACTIVATIONS:
-        raise CellError(f"{cell}: activation is {activation!r}; accepted is 'identity', 'tanh' or 'relu'")
+def _copy_settings(ours: SRULayer, theirs: Any) -> None:
+    """What a layer of the package has for itself: the dropout of a single SRUCell, the epsilon of a layer norm."""
+    ours.dropout = float(theirs.dropout)
+    if ours.layer_norm is not None:
+        ours.layer_norm.eps = float(theirs.layer_norm.eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +70,25 @@ def _grid() -> list[Case]:
         Case("sru-v2-relu", SRU, I, H, {"activation": "relu"}),
         Case("sru-v2-no-skip", SRU, H, H, {"skip": False, "num_layers": 2}),
         Case("sru-v1-as-wide", SRU, H, H, {"version": 1, "rescale": False}),
+        Case("sru-v2-factorised-stacked", SRU, I, H, {"n_proj": 2, "num_layers": 2}),
+        Case("sru-v2-factorised-as-wide-bidirectional", SRU, 2 * H, H, {"n_proj": 3, "bidirectional": True}),
+        Case("sru-v2-pre-norm-stacked", SRU, I, H, {"layer_norm": "pre", "num_layers": 2}),
+        Case(
+            "sru-v2-pre-norm-factorised-bidirectional",
+            SRU,
+            2 * H,
+            H,
+            {"layer_norm": "pre", "n_proj": 3, "bidirectional": True, "highway_bias": -1.0},
+        ),
+        Case("sru-v2-post-norm-stacked", SRU, I, H, {"layer_norm": "post", "num_layers": 2}),
+        Case(
+            "sru-v1-post-norm-bidirectional-stacked",
+            SRU,
+            I,
+            H,
+            {"version": 1, "layer_norm": "post", "bidirectional": True, "num_layers": 2},
+        ),
+        Case("sru-v2-input-projection-bidirectional", SRU, I, H, {"input_projection": True, "bidirectional": True}),
     ]
     cases += [Case(f"{kind}-one-wide", cell, 1, 1, options) for kind, cell, options in kinds if "proj" not in kind]
     return cases
@@ -87,6 +107,12 @@ def expected(
     tensors = [t.detach().numpy() for t in ((states,) if isinstance(states, Tensor) else states)]
     parameters = {name: parameter.detach().numpy() for name, parameter in cell.named_parameters()}
     directions = 2 if cell.bidirectional else 1
+    after = None
+    if isinstance(cell, SRU):
+        if cell.input_to_hidden is not None:
+            x = x @ parameters["input_to_hidden.weight"].T
+        if cell.layer_norm == "post":
+            after = [functools.partial(_norm_after, parameters, layer) for layer in range(cell.num_layers)]
     layers: list[list[oracle.Cell]] = []
     initial: list[list[tuple[Any, ...]]] = []
     for layer in range(cell.num_layers):
@@ -96,7 +122,7 @@ def expected(
             initial.append([(half,) for half in halves])
         else:
             initial.append([tuple(t[layer * directions + d] for t in tensors) for d in range(directions)])
-    output, finals = oracle.run(x, initial, layers, lengths or [steps] * batch)
+    output, finals = oracle.run(x, initial, layers, lengths or [steps] * batch, after)
     if isinstance(cell, SRU):
         return output, (np.stack([np.concatenate([f[0] for f in layer], -1) for layer in finals]),)
     return output, tuple(
@@ -109,6 +135,8 @@ def _oracle_cell(cell: SequenceCell, parameters: dict[str, Any], layer: int, d: 
         prefix = f"rnn_lst.{layer}."
         weights = {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
         weights.setdefault("bias", np.zeros_like(weights["weight_c"]))
+        if cell.layer_norm == "post":
+            weights = {name: value for name, value in weights.items() if not name.startswith("layer_norm")}
         module = cell.rnn_lst[layer]
         options = {"version": cell.version, "activation": cell.activation, "skip": module.skip}
         alpha = float(module.scale_x) if module.rescale else 1.0
@@ -122,6 +150,11 @@ def _oracle_cell(cell: SequenceCell, parameters: dict[str, Any], layer: int, d: 
     if isinstance(cell, GRU):
         return oracle.gru(weights, cell.reset_after)
     return oracle.rnn(weights, cell.nonlinearity)
+
+
+def _norm_after(parameters: dict[str, Any], layer: int, h: oracle.Array) -> oracle.Array:
+    norm = f"rnn_lst.{layer}.layer_norm"
+    return oracle.layer_norm(h, parameters[f"{norm}.weight"], parameters[f"{norm}.bias"])
 
 
 def draw(cell: SequenceCell, steps: int, batch: int, seed: int = 1) -> tuple[Tensor, Any]:

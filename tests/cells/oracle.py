@@ -26,6 +26,11 @@ PHI: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-5) -> Array:
+    """Ba, Kiros, Hinton 2016, arXiv 1607.06450, over all features of one vector."""
+    return (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + eps) * weight + bias
+
+
 def rnn(weights: dict[str, Array], nonlinearity: str) -> Cell:
     """Section 1."""
     w = weights
@@ -77,7 +82,10 @@ def gru(weights: dict[str, Array], reset_after: bool) -> Cell:
 def sru(
     weights: dict[str, Array], d: int, directions: int, *, version: int, activation: str, skip: bool, alpha: float
 ) -> Cell:
-    """Sections 4.1 and 4.2; the direction's own columns of the package's layout."""
+    """Sections 4.1 and 4.2; the direction's own columns of the package's layout.
+
+    A layer norm in the weights is the one before the projections; the one after needs both directions: see `run`.
+    """
     rows, columns = weights["weight"].shape
     outputs = weights["weight_c"].size // 2
     hidden = outputs // directions
@@ -93,7 +101,12 @@ def sru(
 
     def cell(x: Array, state: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
         (c,) = state
-        u = [matrix @ x for matrix in u_weight]
+        projected = x
+        if "layer_norm.weight" in weights:
+            projected = layer_norm(x, weights["layer_norm.weight"], weights["layer_norm.bias"])
+        if "weight_proj" in weights:
+            projected = weights["weight_proj"].T @ projected
+        u = [matrix @ projected for matrix in u_weight]
         f = s(u[1] + v_f * c + b_f)
         r = s(u[2] + v_r * c + b_r)
         c = f * c + (1 - f) * u[0]
@@ -106,7 +119,11 @@ def sru(
 
 
 def run(
-    x: Array, states: list[list[tuple[Array, ...]]], layers: list[list[Cell]], lengths: list[int]
+    x: Array,
+    states: list[list[tuple[Array, ...]]],
+    layers: list[list[Cell]],
+    lengths: list[int],
+    after: list[Callable[[Array], Array]] | None = None,
 ) -> tuple[Array, list[list[tuple[Array, ...]]]]:
     """Run stacked layers in one or two directions.
 
@@ -115,13 +132,14 @@ def run(
         states: for each layer and direction the state's tensors, [B, features] each.
         layers: for each layer and direction its cell.
         lengths: the valid steps of each sequence.
+        after: for each layer what is done to its output at every valid step, both directions together.
 
     Returns:
         The output [T, B, features], 0 in the padding, and the final states in the form of `states`.
     """
     steps, batch, _ = x.shape
     finals = []
-    for cells, initials in zip(layers, states, strict=True):
+    for index, (cells, initials) in enumerate(zip(layers, states, strict=True)):
         sides, side_finals = [], []
         for d, (cell, initial) in enumerate(zip(cells, initials, strict=True)):
             output: list[list[Array | None]] = [[None] * batch for _ in range(steps)]
@@ -136,5 +154,9 @@ def run(
             sides.append(np.array([[blank if h is None else h for h in row] for row in output]))
             side_finals.append(tuple(np.array(column) for column in zip(*ended, strict=True)))
         x = np.concatenate(sides, -1)
+        if after is not None:
+            for b, length in enumerate(lengths):
+                for t in range(length):
+                    x[t, b] = after[index](x[t, b])
         finals.append(side_finals)
     return x, finals

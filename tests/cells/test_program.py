@@ -25,6 +25,8 @@ CELLS = {
     "sru-v1-tanh": lambda: SRU(4, 4, version=1, activation="tanh", bias=False),
     "sru-bidirectional-batch-first": lambda: SRU(3, 4, bidirectional=True, batch_first=True),
     "sru-no-skip": lambda: SRU(4, 4, skip=False, rescale=False),
+    "sru-pre-norm-factorised": lambda: SRU(3, 4, 2, layer_norm="pre", n_proj=2),
+    "sru-post-norm-bidirectional": lambda: SRU(3, 4, bidirectional=True, layer_norm="post", input_projection=True),
 }
 STEP_CELLS = {"rnn": RNNCell, "lstm": LSTMCell, "gru": GRUCell, "sru": SRUCell}
 

@@ -1,23 +1,13 @@
-"""SRU computes what the authors' package computes (sru 2.6.0, CPU), from the package's own state_dict.
+"""SRU computes what the authors' package computes (sru 2.6.0, CPU), from the package's own state_dict."""
 
-The package compiles its kernel with g++ when it is first imported, which takes a minute.
-"""
-
-import importlib.util
 import itertools
-import shutil
-import warnings
 
 import pytest
 import torch
 
 from cellport.cells import SRU
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("g++") is None, reason="the sru package compiles its kernel with g++, not found"),
-    pytest.mark.skipif(importlib.util.find_spec("sru") is None, reason="the sru package is not installed"),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 CONFIGURATIONS = [
     {"input_size": input_size, "bidirectional": bidirectional, "version": version, "num_layers": layers}
@@ -26,13 +16,6 @@ CONFIGURATIONS = [
     {"input_size": 4, "bidirectional": False, "version": 2, "num_layers": 2, **more}
     for more in ({"activation": "tanh"}, {"skip": False}, {"rescale": False}, {"highway_bias": -2.0})
 ]
-
-
-@pytest.fixture(scope="module")
-def package():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("sru", reason="the sru package could not build its kernel", exc_type=Exception)
 
 
 def pair(package, input_size, bidirectional, version, num_layers, activation="identity", skip=True, **more):
