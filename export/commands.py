@@ -29,8 +29,8 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `cellport verify`."""
-    _add_model(parser)
-    parser.add_argument("path", type=Path, help="the exported file")
+    _add_model(parser, "?")
+    parser.add_argument("path", type=Path, help="the exported file; alone, it is run in chunks and in one pass")
     parser.set_defaults(run=_verify)
 
 
@@ -38,11 +38,15 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `cellport inspect`."""
     parser.add_argument("path", type=Path, help="the exported file")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    parser.add_argument(
+        "--init", action="store_true", help="draft a side-car manifest of a file that cellport did not export"
+    )
+    parser.add_argument("--force", action="store_true", help="let --init write over an older side-car")
     parser.set_defaults(run=_inspect)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("factory", help="module:factory, a function that returns an ExportSpec")
+def _add_model(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("factory", nargs=nargs, help="module:factory, a function that returns an ExportSpec")
     parser.add_argument("--weights", type=Path, help="a state_dict: a .safetensors file, or one written by torch.save")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -76,6 +80,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from .inspection import table
     from .prove import figures_table, verify
 
+    if arguments.factory is None:
+        return _verify_chunks(arguments)
     spec = _load(arguments)
     verification = verify(
         spec.model, arguments.path, args=spec.args, progress=_progress if sys.stderr.isatty() else None
@@ -88,11 +94,55 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _verify_chunks(arguments: argparse.Namespace) -> int:
+    """Compare a file with itself: a run in chunks with one pass."""
+    from .foreign import check_chunks, side_car
+    from .inspection import inspect, table
+
+    manifest = inspect(arguments.path)
+    figures = check_chunks(arguments.path, manifest)
+    beside = side_car(arguments.path)
+    proved = beside.exists() and not manifest.causal
+    if proved:
+        beside.write_text(dataclasses.replace(manifest, causal=True).to_json(indent=2) + "\n", encoding="utf-8")
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(figures), indent=2))
+    else:
+        print(f"{arguments.path} computes the same in chunks as in one pass in {figures.cases} cases")
+        rows = [("output", "largest difference")]
+        print(table([*rows, *((name, f"{value:.2e}") for name, value in figures.differences.items())]))
+        if proved:
+            print(f"{beside} now says that the file may be run in chunks")
+    return 0
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
     from .inspection import describe, inspect
 
+    if arguments.init:
+        return _init(arguments)
     manifest = inspect(arguments.path)
     print(manifest.to_json(indent=2) if arguments.json else describe(manifest))
+    return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    """Draft the side-car manifest of a foreign file."""
+    from .foreign import draft, side_car
+    from .inspection import describe
+
+    beside = side_car(arguments.path)
+    if beside.exists() and not arguments.force:
+        raise ExportError(f"there is a {str(beside)!r} already; --force writes over it")
+    made = draft(arguments.path)
+    beside.write_text(made.manifest.to_json(indent=2) + "\n", encoding="utf-8")
+    if arguments.json:
+        print(json.dumps({"manifest": str(beside), "reasons": made.reasons}, indent=2))
+        return 0
+    print(describe(made.manifest))
+    print("\nThis is a guess:")
+    print(*(f"- {reason}" for reason in made.reasons), sep="\n")
+    print(f"\nRead {beside}, correct it, and check it with: cellport verify {arguments.path}")
     return 0
 
 

@@ -3,19 +3,27 @@
 import os
 from pathlib import Path
 
+from cellport.errors import ManifestError
 from cellport.manifest import Axes, Manifest
 
 from .runtime import OnnxRunner
 
 
 def inspect(path: str | os.PathLike[str]) -> Manifest:
-    """Read the manifest of an exported file.
+    """Read the manifest of a file, or the side-car ``<stem>.manifest.json`` or ``manifest.json`` of a foreign one.
 
     Raises:
         ExportError: onnxruntime cannot load the file.
-        ManifestError: the file has no manifest, or a malformed one.
+        ManifestError: there is no manifest, or a malformed one.
     """
-    return OnnxRunner(Path(path)).manifest()
+    file = Path(path)
+    try:
+        return OnnxRunner(file).manifest()
+    except ManifestError:
+        for beside in (file.with_name(f"{file.stem}.manifest.json"), file.with_name("manifest.json")):
+            if beside.exists():
+                return Manifest.from_file(beside)
+        raise
 
 
 def describe(manifest: Manifest) -> str:
