@@ -31,6 +31,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `cellport verify`."""
     _add_model(parser, "?")
     parser.add_argument("path", type=Path, help="the exported file; alone, it is run in chunks and in one pass")
+    parser.add_argument("--plots", type=Path, help="draw the errors by time step and by case into this folder")
     parser.set_defaults(run=_verify)
 
 
@@ -77,20 +78,20 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from .inspection import table
-    from .prove import figures_table, verify
+    from .prove import examine
 
     if arguments.factory is None:
         return _verify_chunks(arguments)
     spec = _load(arguments)
-    verification = verify(
-        spec.model, arguments.path, args=spec.args, progress=_progress if sys.stderr.isatty() else None
-    )
+    progress = _progress if sys.stderr.isatty() else None
+    found = examine(spec.model, arguments.path, args=spec.args, progress=progress)
+    plots = found.plot(arguments.plots) if arguments.plots is not None else []
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(verification), indent=2))
+        print(found.to_json())
     else:
-        print(f"{arguments.path} is equal to PyTorch in {verification.cases} cases")
-        print(table(figures_table(verification)))
+        print(f"{arguments.path} is equal to PyTorch in {found.verification.cases} cases")
+        print(found.table())
+        print(*(f"drawn: {plot}" for plot in plots), sep="\n", end="\n" if plots else "")
     return 0
 
 

@@ -14,12 +14,13 @@ from cellport.errors import ExportError
 from cellport.manifest import InputSpec, Manifest, Verification
 
 from .capture import Captured, Copies, capture, unlike_sizes
+from .examination import Examination, errors_by_step
 from .flat import Lift, results
 from .probing import probe
 from .runs import Array
 from .runtime import OnnxRunner
 from .signature import Leaf
-from .verification import Grid, compare
+from .verification import CaseFigures, Grid, compare
 
 
 def verify(
@@ -53,12 +54,47 @@ def verify(
         ManifestError: the file has no manifest.
         ExportError: the module does not take what the file was made from.
     """
+    return examine(model, path, args=args, grid=grid, progress=progress, steps=0).verification
+
+
+def examine(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    args: tuple[Any, ...] | None = None,
+    grid: Grid | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    steps: int = 128,
+) -> Examination:
+    """Do what `verify` does, and keep the figures of every case and the errors along one long sequence.
+
+    Args:
+        model: as of `verify`.
+        path: as of `verify`.
+        args: as of `verify`.
+        grid: as of `verify`.
+        progress: as of `verify`.
+        steps: length of the long sequence; 0 for none.
+
+    Returns:
+        The figures, which can be written as a table, as JSON and as plots.
+
+    Raises:
+        EquivalenceError: as of `verify`.
+        ManifestError: as of `verify`.
+        ExportError: as of `verify`.
+    """
     runner = OnnxRunner(Path(path))
     manifest = runner.manifest()
     captured = recapture(model, manifest, args)
     own, float64 = captured.runner(captured.copies.dtype), captured.runner(torch.float64)
     examples = {} if args is None else _examples(manifest, args)
-    return compare(manifest, runner, own, float64, grid or Grid(), progress, examples)
+    cases: list[CaseFigures] = []
+    verification = compare(
+        manifest, runner, own, float64, grid or Grid(), progress, examples=examples, record=cases.append
+    )
+    along = errors_by_step(manifest, runner, own, float64, examples, steps) if steps else ()
+    return Examination(verification, tuple(cases), along)
 
 
 def _examples(manifest: Manifest, args: tuple[Any, ...]) -> dict[str, Array]:
@@ -122,11 +158,3 @@ def _result_order(manifest: Manifest, pairs: dict[str, str], count: int) -> list
     if missing:
         raise ExportError(f"the manifest names state outputs {sorted(missing)} that the model does not return")
     return names
-
-
-def figures_table(verification: Verification) -> list[tuple[str, ...]]:
-    """Rows of a table of figures, with a heading."""
-    rows: list[tuple[str, ...]] = [("output", "error", "PyTorch's own", "largest value")]
-    for each in verification.outputs:
-        rows.append((each.name, f"{each.onnx_error:.2e}", f"{each.torch_error:.2e}", f"{each.largest_truth:.3g}"))
-    return rows
