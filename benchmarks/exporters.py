@@ -45,6 +45,8 @@ from zoo import (
     Independent,
     LanguageModel,
     Layer,
+    LayerFrom,
+    LayerFromTwo,
     Learned,
     MinGRU,
     Moments,
@@ -55,6 +57,7 @@ from zoo import (
     Shifted,
     Siamese,
     Step,
+    StepOfTwo,
     Tokens,
     WithLengths,
     attend,
@@ -125,7 +128,8 @@ def sequence(name: str, layer: Callable[[], nn.Module], *, batch_first: bool = F
 
 def stateful(name: str, layer: Callable[[], nn.Module], *sizes: tuple[int, int]) -> Model:
     """A layer over sequences of features from a given state."""
-    return Model(name, lambda: Layer(layer()), with_states(turned, *sizes), (TIME_FIRST, *(STATE for _ in sizes)))
+    make = LayerFrom if len(sizes) == 1 else LayerFromTwo
+    return Model(name, lambda: make(layer()), with_states(turned, *sizes), (TIME_FIRST, *(STATE for _ in sizes)))
 
 
 def single(name: str, layer: Callable[[], nn.Module]) -> Model:
@@ -150,7 +154,8 @@ def step(name: str, cell: Callable[[], nn.Module], states: int = 1) -> Model:
     def arguments(batch: int, _: int) -> tuple[Any, ...]:
         return (torch.randn(batch, FEATURES), *(torch.randn(batch, HIDDEN) for _ in range(states)))
 
-    return Model(name, lambda: Step(cell()), arguments, (ROWS,) * (1 + states))
+    make = Step if states == 1 else StepOfTwo
+    return Model(name, lambda: make(cell()), arguments, (ROWS,) * (1 + states))
 
 
 def masked(name: str, layer: Callable[[], nn.Module]) -> Model:
@@ -279,9 +284,7 @@ def by_dynamo(model: Model, module: nn.Module, args: tuple[Any, ...], path: Path
         return {position: dims[axis] for position, axis in axes.items()}
 
     shapes = _nested(model.axes, args, named)
-    torch.onnx.export(
-        module, args, path, dynamo=True, dynamic_shapes=_variadic(module, shapes), input_names=_names(args)
-    )
+    torch.onnx.export(module, args, path, dynamo=True, dynamic_shapes=shapes, input_names=_names(args))
 
 
 def by_torchscript(model: Model, module: nn.Module, args: tuple[Any, ...], path: Path) -> None:
@@ -308,11 +311,6 @@ def _nested(axes: tuple[dict[int, str], ...], args: tuple[Any, ...], make: Calla
         else make(next(leaves))
         for each in args
     )
-
-
-def _variadic(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
-    """torch.export wants the entries of `*state` as one tuple."""
-    return (shapes[0], tuple(shapes[1:])) if isinstance(module, Layer | Step) else shapes
 
 
 def verdict(model: Model, module: nn.Module, path: Path) -> tuple[str, str]:
@@ -388,9 +386,11 @@ def judge(model: Model, exporter: str, folder: Path) -> tuple[str, str, float]:
         with quiet(), torch.no_grad():
             torch._dynamo.reset()
             EXPORTERS[exporter](model, module, args, path)
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        return "refused", f"{type(error).__name__}: {first}", time.perf_counter() - started
+    except Exception as raised:
+        error: BaseException = raised
+        while error.__cause__ is not None:
+            error = error.__cause__
+        return "refused", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", time.perf_counter() - started
     seconds = time.perf_counter() - started
     with quiet():
         found, why = verdict(model, module, path)

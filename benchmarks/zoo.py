@@ -14,17 +14,33 @@ FEATURES, HIDDEN, VOCABULARY, CLASSES = 6, 5, 29, 4
 
 
 class Layer(nn.Module):
-    """A recurrent layer alone: its output and its final state."""
+    """A recurrent layer alone, from its default state: its output and its final state."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
-    def forward(self, features: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Start from the given state, or from none."""
-        given = None if not state else state[0] if len(state) == 1 else state
-        output, final = self.layer(features, given)
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Run the layer."""
+        output, final = self.layer(features)
         return (output, *(final if isinstance(final, tuple) else (final,)))
+
+
+class LayerFrom(Layer):
+    """The same from a given state of one tensor."""
+
+    def forward(self, features: Tensor, h: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Run the layer."""
+        return self.layer(features, h)
+
+
+class LayerFromTwo(Layer):
+    """The same from a given state of two tensors."""
+
+    def forward(self, features: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Run the layer."""
+        output, (h, c) = self.layer(features, (h, c))
+        return output, h, c
 
 
 class WithLengths(nn.Module):
@@ -46,9 +62,17 @@ class Step(nn.Module):
         super().__init__()
         self.cell = cell
 
-    def forward(self, x: Tensor, *state: Tensor) -> Any:
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """The new state."""
-        return self.cell(x, state if len(state) > 1 else state[0])
+        return self.cell(x, h)
+
+
+class StepOfTwo(Step):
+    """The same with a state of two tensors."""
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The new state."""
+        return self.cell(x, (h, c))
 
 
 class Packed(nn.Module):
