@@ -3,6 +3,7 @@
 from .base import SequenceCell, StepCell
 from .checks import CellError
 from .gru import GRU, GRUCell
+from .layer_norm_lstm import LayerNormLSTM, LayerNormLSTMCell
 from .lstm import LSTM, LSTMCell, LSTMState
 from .recurrence import recurrence
 from .rnn import RNN, RNNCell
@@ -17,6 +18,8 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "LSTMState",
+    "LayerNormLSTM",
+    "LayerNormLSTMCell",
     "RNNCell",
     "SRUCell",
     "SequenceCell",

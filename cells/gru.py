@@ -43,7 +43,6 @@ class GRU(TorchLayers):
     """
 
     state_names = ("h",)
-    gates = 3
 
     def __init__(
         self,
@@ -63,6 +62,7 @@ class GRU(TorchLayers):
             input_size,
             hidden_size,
             num_layers,
+            gates=3,
             bias=bias,
             batch_first=batch_first,
             dropout=dropout,
@@ -95,11 +95,14 @@ class GRU(TorchLayers):
                 input, weight_ih, weight_hh, bias, lengths, state[0], self.direction, self.reset_after
             )
             return output, (h,)
-        runs = [
-            native.gru_reset_before(input, state[0][d], *self.of_direction(layer, d), lengths=lengths, reverse=d == 1)
-            for d in range(self.num_directions)
-        ]
-        return torch.cat([output for output, _ in runs], -1), (torch.stack([h for _, h in runs]),)
+
+        def run(of_direction: tuple[Tensor, ...], d: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+            output, h = native.gru_reset_before(
+                input, of_direction[0], *self.of_direction(layer, d), lengths=lengths, reverse=d == 1
+            )
+            return output, (h,)
+
+        return self.run_directions(run, state)
 
     def extra_repr(self) -> str:
         """The constructor's arguments as torch.nn prints them."""

@@ -2,13 +2,15 @@
 
 import math
 from abc import abstractmethod
-from typing import ClassVar, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import SequenceCell
+from .checks import check_flag
 from .fused import Kernel, run_fused
 
 __all__ = ["TorchLayers"]
@@ -19,10 +21,9 @@ class TorchLayers(SequenceCell):
 
     For layer l and direction suffix s ('' or '_reverse'): weight_ih_l{l}{s} [G*H, I or D*P], weight_hh_l{l}{s}
     [G*H, P], bias_ih_l{l}{s} and bias_hh_l{l}{s} [G*H], and, projected, weight_hr_l{l}{s} [P, H]. G is the number of
-    gates, H the hidden size, P what is handed on: the projection's size, or H.
+    gates, H the hidden size, P what is handed on: the projection's size, or H. After them come the cell's own
+    parameters, if it has any.
     """
-
-    gates: ClassVar[int]
 
     def __init__(
         self,
@@ -30,11 +31,13 @@ class TorchLayers(SequenceCell):
         hidden_size: int,
         num_layers: int = 1,
         *,
+        gates: int,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
+        own: Sequence[tuple[str, tuple[int, ...]]] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -46,9 +49,10 @@ class TorchLayers(SequenceCell):
             dropout=dropout,
             bidirectional=bidirectional,
         )
+        check_flag(type(self).__name__, "bias", bias)
         self.bias = bias
         self.proj_size = proj_size
-        rows = self.gates * hidden_size
+        rows = gates * hidden_size
         handed_on = proj_size or hidden_size
         self._names: list[str] = []
         for layer in range(num_layers):
@@ -61,6 +65,7 @@ class TorchLayers(SequenceCell):
                 shapes += [("bias_ih", (rows,)), ("bias_hh", (rows,))]
             if proj_size:
                 shapes += [("weight_hr", (proj_size, hidden_size))]
+            shapes += own
             for suffix in self.suffixes(layer):
                 for name, shape in shapes:
                     parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -115,6 +120,16 @@ class TorchLayers(SequenceCell):
             input, final = self.run_layer(input, of_layer, lengths, layer)
             finals.append(final)
         return input, tuple(_join(column) for column in zip(*finals, strict=True))
+
+    def run_directions(
+        self,
+        run: Callable[[tuple[Tensor, ...], int], tuple[Tensor, tuple[Tensor, ...]]],
+        state: tuple[Tensor, ...],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One layer as `run(state, d)` for each direction, on the state's [directions, batch, features]."""
+        runs = [run(tuple(tensor[d] for tensor in state), d) for d in range(self.num_directions)]
+        finals = tuple(torch.stack(column) for column in zip(*(final for _, final in runs), strict=True))
+        return torch.cat([output for output, _ in runs], -1), finals
 
     def stacked(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """A layer's weight_ih [D, G*H, I], weight_hh [D, G*H, H] and bias [D, 2*G*H], or None without one."""

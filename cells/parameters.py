@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-__all__ = ["step_parameters"]
+__all__ = ["draw_parameter", "step_parameters"]
 
 
 def step_parameters(
@@ -16,14 +16,18 @@ def step_parameters(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None, nn.Parameter | None]:
-    """weight_ih [rows, input_size], weight_hh [rows, hidden_size], bias_ih [rows] and bias_hh [rows] or None.
-
-    Each is drawn from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)).
-    """
-    bound = 1 / math.sqrt(hidden_size)
+    """weight_ih [rows, input_size], weight_hh [rows, hidden_size], bias_ih [rows] and bias_hh [rows] or None."""
 
     def draw(*shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.empty(shape, device=device, dtype=dtype).uniform_(-bound, bound))
+        return draw_parameter(hidden_size, shape, device, dtype)
 
     weights = draw(rows, input_size), draw(rows, hidden_size)
     return (*weights, draw(rows), draw(rows)) if bias else (*weights, None, None)
+
+
+def draw_parameter(
+    hidden_size: int, shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Parameter:
+    """A parameter drawn from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))."""
+    bound = 1 / math.sqrt(hidden_size)
+    return nn.Parameter(torch.empty(shape, device=device, dtype=dtype).uniform_(-bound, bound))

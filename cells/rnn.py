@@ -42,7 +42,6 @@ class RNN(TorchLayers):
     """
 
     state_names = ("h",)
-    gates = 1
 
     def __init__(
         self,
@@ -61,6 +60,7 @@ class RNN(TorchLayers):
             input_size,
             hidden_size,
             num_layers,
+            gates=1,
             bias=bias,
             batch_first=batch_first,
             dropout=dropout,

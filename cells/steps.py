@@ -41,23 +41,41 @@ def rnn_step(projected: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor | 
 
 
 def lstm_step(
-    projected: Tensor, state: LSTMState, weight_hh: Tensor, bias_hh: Tensor | None, weight_hr: Tensor | None = None
+    projected: Tensor,
+    state: LSTMState,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None = None,
+    weight_peephole: Tensor | None = None,
+    *,
+    coupled: bool = False,
 ) -> LSTMState:
-    """LSTM with forget gate (Gers et al. 2000), and its projection (Sak et al. 2014, arXiv 1402.1128).
+    """LSTM with forget gate (Gers et al. 2000), peepholes (Gers and Schmidhuber 2000) and projection (Sak et al. 2014).
 
-    i, f, o = s(a_i), s(a_f), s(a_o); g = tanh(a_g); c' = f * c + i * g; h' = W_hr (o * tanh(c')).
+    i, f, o = s(a_i + p_i * c), s(a_f + p_f * c), s(a_o + p_o * c'); g = tanh(a_g); c' = f * c + i * g;
+    h' = W_hr (o * tanh(c')). Coupled, f = 1 - i (Greff et al. 2015, arXiv 1503.04069).
 
     Args:
-        projected: W_ih x + b_ih, [batch, 4H], blocks i, f, g, o.
+        projected: W_ih x + b_ih, [batch, 4H], blocks i, f, g, o; coupled [batch, 3H], blocks i, g, o.
         state: h [batch, P], c [batch, H]; P is H without a projection.
-        weight_hh: [4H, P].
-        bias_hh: [4H] or None.
+        weight_hh: [4H, P]; coupled [3H, P].
+        bias_hh: [4H], coupled [3H], or None.
         weight_hr: [P, H], or None for no projection.
+        weight_peephole: p_i, p_f and p_o, [3H]; coupled p_i and p_o, [2H]; None for no peepholes.
+        coupled: whether the forget gate is 1 - i.
     """
-    i, f, g, o = (projected + F.linear(state.h, weight_hh, bias_hh)).chunk(4, -1)
-    c = torch.sigmoid(f) * state.c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
+    a = (projected + F.linear(state.h, weight_hh, bias_hh)).chunk(3 if coupled else 4, -1)
+    p = (None,) * len(a) if weight_peephole is None else weight_peephole.chunk(len(a) - 1)
+    i = torch.sigmoid(_peep(a[0], p[0], state.c))
+    f = 1 - i if coupled else torch.sigmoid(_peep(a[1], p[1], state.c))
+    c = f * state.c + i * torch.tanh(a[-2])
+    h = torch.sigmoid(_peep(a[-1], p[-1], c)) * torch.tanh(c)
     return LSTMState(h if weight_hr is None else F.linear(h, weight_hr), c)
+
+
+def _peep(a: Tensor, weight: Tensor | None, c: Tensor) -> Tensor:
+    """What a gate is the sigmoid of: a [batch, H], and with a peephole [H] what that sees of c [batch, H]."""
+    return a if weight is None else a + weight * c
 
 
 def gru_step(projected: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, reset_after: bool) -> Tensor:

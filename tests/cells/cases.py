@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cellport.cells import GRU, LSTM, RNN, SRU, SequenceCell
+from cellport.cells import GRU, LSTM, RNN, SRU, LayerNormLSTM, SequenceCell
 
 from . import oracle
 
@@ -51,6 +51,8 @@ def _grid() -> list[Case]:
         ("rnn-relu", RNN, {"nonlinearity": "relu"}),
         ("lstm", LSTM, {}),
         ("lstm-projected", LSTM, {"proj_size": 2}),
+        ("lstm-peephole", LSTM, {"peephole": True}),
+        ("lstm-layer-norm", LayerNormLSTM, {}),
         ("gru", GRU, {}),
         ("gru-reset-before", GRU, {"reset_after": False}),
         ("sru-v2", SRU, {}),
@@ -63,6 +65,12 @@ def _grid() -> list[Case]:
     ]
     cases += [Case(f"{kind}-no-bias", cell, options={**options, "bias": False}) for kind, cell, options in kinds]
     cases += [
+        Case("lstm-coupled", LSTM, options={"coupled": True}),
+        Case(
+            "lstm-peephole-coupled-projected-stacked-bidirectional",
+            LSTM,
+            options={"peephole": True, "coupled": True, "proj_size": 2, "num_layers": 2, "bidirectional": True},
+        ),
         Case("sru-v2-as-wide", SRU, H, H, {"highway_bias": -2.0}),
         Case("sru-v2-as-wide-no-rescale", SRU, H, H, {"highway_bias": -2.0, "rescale": False}),
         Case("sru-v2-as-wide-bidirectional", SRU, 2 * H, H, {"bidirectional": True}),
@@ -146,7 +154,9 @@ def _oracle_cell(cell: SequenceCell, parameters: dict[str, Any], layer: int, d: 
     for bias in ("bias_ih", "bias_hh"):
         weights.setdefault(bias, np.zeros(len(weights["weight_ih"])))
     if isinstance(cell, LSTM):
-        return oracle.lstm(weights)
+        return oracle.lstm(weights, cell.coupled)
+    if isinstance(cell, LayerNormLSTM):
+        return oracle.layer_norm_lstm(weights)
     if isinstance(cell, GRU):
         return oracle.gru(weights, cell.reset_after)
     return oracle.rnn(weights, cell.nonlinearity)

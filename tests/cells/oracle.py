@@ -43,18 +43,42 @@ def rnn(weights: dict[str, Array], nonlinearity: str) -> Cell:
     return cell
 
 
-def lstm(weights: dict[str, Array]) -> Cell:
-    """Section 2, with the projection where there is one."""
+def lstm(weights: dict[str, Array], coupled: bool = False) -> Cell:
+    """Section 2, with the projection and the peepholes where there are any."""
     w = weights
 
     def cell(x: Array, state: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
         h, c = state
         a = w["weight_ih"] @ x + w["bias_ih"] + w["weight_hh"] @ h + w["bias_hh"]
-        i, f, g, o = np.split(a, 4)
-        c = s(f) * c + s(i) * np.tanh(g)
-        h = s(o) * np.tanh(c)
+        if coupled:
+            i, g, o = np.split(a, 3)
+            p_i, p_o = np.split(w.get("weight_peephole", np.zeros(2 * c.size)), 2)
+            i = s(i + p_i * c)
+            f = 1 - i
+        else:
+            i, f, g, o = np.split(a, 4)
+            p_i, p_f, p_o = np.split(w.get("weight_peephole", np.zeros(3 * c.size)), 3)
+            i, f = s(i + p_i * c), s(f + p_f * c)
+        c = f * c + i * np.tanh(g)
+        h = s(o + p_o * c) * np.tanh(c)
         if "weight_hr" in w:
             h = w["weight_hr"] @ h
+        return h, (h, c)
+
+    return cell
+
+
+def layer_norm_lstm(weights: dict[str, Array]) -> Cell:
+    """Ba, Kiros, Hinton 2016, arXiv 1607.06450, equations 20 to 22 (gate order i, f, g, o)."""
+    w = weights
+
+    def cell(x: Array, state: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
+        h, c = state
+        a = layer_norm(w["weight_ih"] @ x, w["gain_ih"], w["bias_ih"])
+        a = a + layer_norm(w["weight_hh"] @ h, w["gain_hh"], w["bias_hh"])
+        i, f, g, o = np.split(a, 4)
+        c = s(f) * c + s(i) * np.tanh(g)
+        h = s(o) * np.tanh(layer_norm(c, w["gain_c"], w.get("bias_c", np.zeros_like(c))))
         return h, (h, c)
 
     return cell

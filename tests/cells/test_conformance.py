@@ -209,7 +209,20 @@ def test_a_sequence_split_anywhere_is_the_whole_sequence(data):
     close(tensors_of(state), tensors_of(final))
 
 
-@pytest.mark.parametrize("name", ["rnn-tanh", "lstm", "lstm-projected", "gru", "gru-reset-before", "sru-v2", "sru-v1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rnn-tanh",
+        "lstm",
+        "lstm-projected",
+        "lstm-peephole",
+        "lstm-layer-norm",
+        "gru",
+        "gru-reset-before",
+        "sru-v2",
+        "sru-v1",
+    ],
+)
 def test_two_directions_are_a_forward_run_and_a_run_on_the_flipped_input(name):
     both = next(case for case in CASES if case.name == f"{name}-bidirectional").build()
     single = next(case for case in CASES if case.name == name)

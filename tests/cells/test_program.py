@@ -5,7 +5,19 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 
-from cellport.cells import GRU, LSTM, RNN, SRU, GRUCell, LSTMCell, RNNCell, SRUCell, native
+from cellport.cells import (
+    GRU,
+    LSTM,
+    RNN,
+    SRU,
+    GRUCell,
+    LayerNormLSTM,
+    LayerNormLSTMCell,
+    LSTMCell,
+    RNNCell,
+    SRUCell,
+    native,
+)
 
 from .cases import draw, tensors_of
 
@@ -19,6 +31,9 @@ CELLS = {
     "lstm": lambda: LSTM(3, 4),
     "lstm-stacked-bidirectional-batch-first": lambda: LSTM(3, 4, 2, bidirectional=True, batch_first=True),
     "lstm-projected-bidirectional": lambda: LSTM(3, 4, bidirectional=True, proj_size=2),
+    "lstm-peephole-coupled": lambda: LSTM(3, 4, peephole=True, coupled=True, bias=False),
+    "lstm-peephole-bidirectional": lambda: LSTM(3, 4, bidirectional=True, peephole=True),
+    "lstm-layer-norm-stacked": lambda: LayerNormLSTM(3, 4, 2),
     "gru-stacked": lambda: GRU(3, 4, 2),
     "gru-reset-before-bidirectional": lambda: GRU(3, 4, bidirectional=True, reset_after=False),
     "sru": lambda: SRU(4, 4),
@@ -28,7 +43,17 @@ CELLS = {
     "sru-pre-norm-factorised": lambda: SRU(3, 4, 2, layer_norm="pre", n_proj=2),
     "sru-post-norm-bidirectional": lambda: SRU(3, 4, bidirectional=True, layer_norm="post", input_projection=True),
 }
-STEP_CELLS = {"rnn": RNNCell, "lstm": LSTMCell, "gru": GRUCell, "sru": SRUCell}
+STEP_CELLS = {
+    "rnn": (RNN, RNNCell, {}),
+    "lstm": (LSTM, LSTMCell, {}),
+    "lstm-peephole": (LSTM, LSTMCell, {"peephole": True}),
+    "lstm-coupled": (LSTM, LSTMCell, {"coupled": True, "peephole": True}),
+    "lstm-layer-norm": (LayerNormLSTM, LayerNormLSTMCell, {}),
+    "gru": (GRU, GRUCell, {}),
+    "sru": (SRU, SRUCell, {}),
+    "sru-pre-norm": (SRU, SRUCell, {"layer_norm": "pre", "n_proj": 2}),
+    "sru-post-norm": (SRU, SRUCell, {"layer_norm": "post"}),
+}
 
 
 @pytest.mark.parametrize(
@@ -82,20 +107,21 @@ def test_the_exported_program_never_reads_the_padding(name):
     torch.testing.assert_close(tensors_of(program(dirty, None, lengths)[1]), tensors_of(cell(input, None, lengths)[1]))
 
 
-@pytest.mark.parametrize("build", STEP_CELLS.values(), ids=STEP_CELLS)
-def test_a_single_step_cell_exports(build):
-    cell = build(3, 4).eval()
+@pytest.mark.parametrize(("sequence", "build", "options"), STEP_CELLS.values(), ids=STEP_CELLS)
+def test_a_single_step_cell_exports(sequence, build, options):
+    cell = build(3, 4, **options).eval()
     program = export(cell, (torch.randn(3, 3),), dynamic_shapes=({0: Dim("batch")},), strict=False).module()
     x = torch.randn(5, 3)
     torch.testing.assert_close(program(x)[0], cell(x)[0])
 
 
-@pytest.mark.parametrize("build", [RNNCell, LSTMCell, GRUCell, SRUCell], ids=STEP_CELLS)
-def test_a_single_step_cell_is_one_step_of_its_sequence_cell(build):
-    sequence = {RNNCell: RNN, LSTMCell: LSTM, GRUCell: GRU, SRUCell: SRU}[build](3, 4)
-    cell = build(3, 4)
+@pytest.mark.parametrize(("sequence", "build", "options"), STEP_CELLS.values(), ids=STEP_CELLS)
+def test_a_single_step_cell_is_one_step_of_its_sequence_cell(sequence, build, options):
+    sequence, cell = sequence(3, 4, **options), build(3, 4, **options)
+    for parameter in cell.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
     renamed = {
-        f"{k}_l0" if build is not SRUCell else k.replace("layer.", "rnn_lst.0."): v
+        f"{k}_l0" if build is not SRUCell else k.replace("layer.", "rnn_lst.0.", 1): v
         for k, v in cell.state_dict().items()
     }
     sequence.load_state_dict(renamed)

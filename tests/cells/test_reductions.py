@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cellport.cells import GRU, LSTM, SRU
+from cellport.cells import GRU, LSTM, SRU, LayerNormLSTM
 
 from .cases import draw
 
@@ -95,6 +95,47 @@ def test_lstm_cell_grows_by_at_most_one_a_step():
     input, state = draw(cell, 20, 2)
     _, final = cell(100 * input, state)
     assert (final.c.abs() <= state.c.abs() + 20).all()
+
+
+@pytest.mark.parametrize("proj_size", [0, 2])
+def test_lstm_with_peepholes_of_0_is_the_lstm(proj_size):
+    options = {"num_layers": 2, "bidirectional": True, "proj_size": proj_size}
+    plain, peephole = LSTM(3, 4, **options).double(), LSTM(3, 4, peephole=True, **options).double()
+    zeros = {name: torch.zeros_like(value) for name, value in peephole.state_dict().items() if "peephole" in name}
+    peephole.load_state_dict(plain.state_dict() | zeros)
+    input, state = draw(plain, 5, 2)
+    lengths = torch.tensor([5, 2])
+    close(peephole(input, state, lengths), plain(input, state, lengths))
+
+
+@pytest.mark.parametrize("peephole", [False, True])
+def test_coupled_lstm_is_the_lstm_whose_forget_gate_has_the_input_gates_weights_negated(peephole):
+    """1 - s(a) = s(-a)."""
+    coupled, plain = (LSTM(3, 4, coupled=each, peephole=peephole).double() for each in (True, False))
+    spread = {}
+    for name, value in coupled.state_dict().items():
+        blocks = value.chunk(2 if "peephole" in name else 3)
+        spread[name] = torch.cat([blocks[0], -blocks[0], *blocks[1:]])
+    plain.load_state_dict(spread)
+    input, state = draw(plain, 5, 2)
+    close(coupled(input, state), plain(input, state))
+
+
+def test_coupled_lstm_keeps_its_cell_where_the_input_gate_is_shut():
+    cell = LSTM(3, 4, coupled=True).double()
+    cell.bias_ih_l0.data[:4] = -float("inf")
+    input, state = draw(cell, 5, 2)
+    close(cell(input, state)[1].c, state.c)
+
+
+def test_layer_norm_lstm_does_not_see_the_scale_of_its_weights():
+    """What layer normalisation is for: LN(a W x) = LN(W x), but for eps."""
+    cell, scaled = (LayerNormLSTM(3, 4, eps=1e-300).double() for _ in range(2))
+    scaled.load_state_dict(
+        {name: value * 7 if name.startswith("weight") else value for name, value in cell.state_dict().items()}
+    )
+    input, state = draw(cell, 5, 2)
+    close(scaled(input, state), cell(input, state))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A network of the package `sru` exports: its projections and norms are outside of the loop, and the file is verified."""
+"""A network of the package `sru` exports, verified, with its projections and norms outside of the loop."""
 
 import warnings
 from pathlib import Path
