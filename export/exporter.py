@@ -43,7 +43,8 @@ from .verification import QUICK, compare
 from .watching import layers_of, run_cell, watching
 from .writing import external_data, written
 
-_EXTERNAL_DATA_FROM = 64 << 20
+_EXTERNAL_DATA_FROM = 64_000_000
+"""Bytes of weights and tables from which they go beside the file, where processes share one copy of them."""
 
 
 def to_onnx(
@@ -117,6 +118,7 @@ def to_onnx(
     manifest = _manifest(graph, captured, causal, folding.tables, model, structure, leaves, state_inputs == "required")
     notes = [*captured.notes, *folding.notes]
     with written(path) as draft:
+        _check(graph, draft.parent)
         _save(graph, manifest, draft)
         if verify:
             runners = captured.runner(copies.dtype), captured.runner(torch.float64)
@@ -317,13 +319,22 @@ def _dtype(value: ir.Value) -> str:
 
 
 def _save(graph: ir.Model, manifest: Manifest, path: Path) -> None:
-    """Write the file and check it in full."""
+    """Write the file; large ones in two parts."""
     graph.metadata_props[METADATA_KEY] = manifest.to_json()
     graph.producer_name, graph.producer_version = "cellport", version("cellport")
     size = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
     external = external_data(path).name if size >= _EXTERNAL_DATA_FROM else None
     ir.save(graph, path, external_data=external)
+
+
+def _check(graph: ir.Model, folder: Path) -> None:
+    """Check a graph in full, its weights left on disk: the checker would copy them several times."""
+    path = folder / "check.onnx"
+    ir.save(graph, path, external_data=external_data(path).name)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+    finally:
+        path.unlink(missing_ok=True)
+        external_data(path).unlink(missing_ok=True)
