@@ -2,8 +2,8 @@
 
 A bidirectional LSTM of three layers with hidden size 512 behind an embedding, exported by cellport without verification
 and by torch.onnx.export. Every measurement is a process of its own: after the imports and a first small export it takes
-the memory in use, exports, and reports the time and how far the peak of its memory rose. Rounds are interleaved; medians
-are printed.
+the memory in use, exports, and reports the time and how far the peak of its memory rose. Rounds are interleaved;
+medians are printed.
 
     python benchmarks/exporting.py [--rounds 5] [--json exporting.json]
 """

@@ -1,0 +1,1 @@
+"""A recurrent cell of one's own: a minGRU that spells, trained, exported and served."""
