@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from cellport.errors import InvalidRequestError
+from google.protobuf.message import Message
+
+from cellport.errors import InvalidRequestError, QueueFullError
 from cellport.protos.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 
 from . import codec, parameters
@@ -24,18 +26,22 @@ class InferenceCalls:
         engine: runs the requests.
         lifecycle: whether calls are taken.
         window: requests of one stream whose answers may be on the way before no more are read from it.
+        send_bytes: largest message that is sent.
     """
 
-    def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle, window: int) -> None:
+    def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle, *, window: int, send_bytes: int) -> None:
         self._engine = engine
         self._lifecycle = lifecycle
         self._window = window
+        self._send_bytes = send_bytes
 
     async def infer(self, message: ModelInferRequest, context: CallContext) -> ModelInferResponse:
         """Answer one request."""
         with self._lifecycle.running():
             pending = self._engine.submit(self._read(message, context))
-            return write_reply(await pending.reply(), message.id)
+            response = write_reply(await pending.reply(), message.id)
+            self.check_size(response)
+            return response
 
     async def stream(
         self, messages: AsyncIterator[ModelInferRequest], context: CallContext
@@ -59,6 +65,19 @@ class InferenceCalls:
     def start(self, message: ModelInferRequest, context: CallContext) -> Pending:
         """Hand a message of a stream to the engine."""
         return self._engine.submit(self._read(message, context))
+
+    def check_size(self, response: Message) -> None:
+        """Refuse to send a message that is too large; in a stream, gRPC itself would break off all other requests.
+
+        Raises:
+            QueueFullError: it is; the class stands for RESOURCE_EXHAUSTED, gRPC's own status for it.
+        """
+        size = response.ByteSize()
+        if size > self._send_bytes:
+            raise QueueFullError(
+                f"the request ran, but its answer has {size} bytes; accepted: at most {self._send_bytes}, such as of "
+                "fewer outputs or rows"
+            )
 
     def _read(self, message: ModelInferRequest, context: CallContext) -> Request:
         # An unknown model is the first thing to tell, whatever else is wrong.
@@ -170,6 +189,7 @@ class _Stream:
             response = ModelStreamInferResponse(infer_response=write_reply(await outcome.reply(), message.id))
             if parameters.wants_final(message.parameters):
                 response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
+            self._calls.check_size(response)
         except Exception as error:
             response = _write_error(error, message)
         if previous is not None:

@@ -167,10 +167,11 @@ class Server:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         lifecycle = Lifecycle()
-        table = build_table(AsyncEngine(self.engine), lifecycle, window=self.settings.stream_window)
-        front = GrpcFront(
-            table, self.engine, receive_bytes=self.settings.receive_bytes, send_bytes=self.settings.send_bytes
+        settings = self.settings
+        table = build_table(
+            AsyncEngine(self.engine), lifecycle, window=settings.stream_window, send_bytes=settings.send_bytes
         )
+        front = GrpcFront(table, self.engine, receive_bytes=settings.receive_bytes, send_bytes=settings.send_bytes)
         if handle_signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop.set)

@@ -17,15 +17,16 @@ from .inference import InferenceCalls
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
-def build_table(engine: AsyncEngine, lifecycle: Lifecycle, *, window: int) -> dict[str, Call]:
+def build_table(engine: AsyncEngine, lifecycle: Lifecycle, *, window: int, send_bytes: int) -> dict[str, Call]:
     """Return every call by its path.
 
     Args:
         engine: runs the requests.
         lifecycle: whether calls are taken.
         window: see `InferenceCalls`.
+        send_bytes: see `InferenceCalls`.
     """
-    inference = InferenceCalls(engine, lifecycle, window)
+    inference = InferenceCalls(engine, lifecycle, window=window, send_bytes=send_bytes)
     description = DescriptionCalls(engine.engine, lifecycle)
     health = HealthCalls(engine.engine.repository, lifecycle)
     unary: dict[str, UnaryHandler] = {

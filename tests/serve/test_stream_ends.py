@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from cellport.protos.inference_pb2 import ModelInferRequest, ModelStreamInferResponse
-from cellport.serve import AsyncEngine, Engine, EngineSettings, Server
+from cellport.serve import AsyncEngine, Engine, EngineSettings, Server, ServerSettings
 from cellport.serve.batcher import Work
 from cellport.serve.calls import CallContext, Lifecycle
-from cellport.serve.exchange import write_request
+from cellport.serve.exchange import MAXIMUM_BYTES, write_request
 from cellport.serve.inference import InferenceCalls
 from cellport.serve.requests import Control
 
 from .test_batching import busy
+from .wire import tokens_of
 
 WAIT = 60
 SLOW = write_request("slow", {"x": np.full((1, 1), 3, np.float32)}, None, request_id="slow")
@@ -72,13 +73,40 @@ async def test_a_stream_whose_client_had_ended_it_ends_well_in_a_shutdown(folder
 
     with Engine(folder) as engine:
         lifecycle = Lifecycle()
-        stream = InferenceCalls(AsyncEngine(engine), lifecycle, window=10).stream(requests(), CallContext())
+        stream = InferenceCalls(AsyncEngine(engine), lifecycle, window=10, send_bytes=MAXIMUM_BYTES).stream(
+            requests(), CallContext()
+        )
         first = asyncio.ensure_future(anext(stream))
         await ended.wait()
         await asyncio.sleep(0)
         lifecycle.close()
         assert (await first).infer_response.id == "slow"
         assert [each async for each in stream] == []
+
+
+def test_an_answer_above_the_limit_is_an_error_of_its_request_only(folder: Path) -> None:
+    with (
+        Server(folder / "lstm", ServerSettings(send_bytes=2000), port=0) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stream = Stream(channel)
+        stream.send(write_request("lstm", {"tokens": tokens_of(500, 0)}, ["tags"], request_id="large"))
+        answer = next(stream.responses)
+        assert answer.infer_response.id == "large"
+        assert answer.infer_response.parameters["cellport_status"].string_param == "RESOURCE_EXHAUSTED"
+        assert answer.error_message == (
+            "the request ran, but its answer has 8042 bytes; accepted: at most 2000, such as of fewer outputs or rows"
+        )
+        stream.send(write_request("lstm", {"tokens": tokens_of(5, 0)}, ["tags"], request_id="small"))
+        assert not next(stream.responses).error_message
+        stream.half_close()
+        assert list(stream.responses) == []
+        with pytest.raises(grpc.RpcError) as refusal:
+            channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(
+                write_request("lstm", {"tokens": tokens_of(500, 0)}, ["tags"]).SerializeToString(), timeout=WAIT
+            )
+        assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "accepted: at most 2000" in refusal.value.details()
 
 
 @pytest.mark.parametrize("wanted", [True, False, None])
@@ -114,7 +142,7 @@ async def test_a_stream_that_is_left_drops_the_last_step_of_a_sequence_first(fol
         await asyncio.Event().wait()
 
     with _Watched(folder) as engine, busy(engine):
-        calls = InferenceCalls(AsyncEngine(engine), Lifecycle(), window=10)
+        calls = InferenceCalls(AsyncEngine(engine), Lifecycle(), window=10, send_bytes=MAXIMUM_BYTES)
         stream = calls.stream(steps(), CallContext())
         waiting = asyncio.ensure_future(anext(stream))
         while engine.waiting < 3:
