@@ -12,7 +12,7 @@ from cellport.cells import SRU
 OPTIONS: dict[str, dict[str, Any]] = {
     "sru package": {},
     "sru package, bidirectional, layer norm": {"bidirectional": True, "layer_norm": True},
-    "sru package, factorised": {"n_proj": 3},
+    "sru package, factorised": {"projection_size": 3},
     "sru package, layer norm after, rescaled": {"layer_norm": True, "normalize_after": True, "rescale": True},
     "sru package, version 1, tanh": {"v1": True, "use_tanh": True},
     "sru package, no skip term": {"has_skip_term": False},
