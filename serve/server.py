@@ -33,7 +33,7 @@ class ServerSettings:
         send_bytes: largest message that is sent.
         stream_window: requests of one stream whose answers may be on the way before no more are read from it, so that
             a client that does not read cannot fill the server's memory.
-        grace_seconds: how long a shutdown waits for running requests.
+        grace_seconds: how long a shutdown waits for running requests, and for clients to take their answers.
     """
 
     host: str = "127.0.0.1"
@@ -180,9 +180,10 @@ class Server:
         on_start()
         await stop.wait()
         lifecycle.close()
-        await lifecycle.wait_idle(self.settings.grace_seconds)
-        # Handlers have returned; what is left for grpc is to send their last bytes.
-        await front.stop(1.0)
+        end = loop.time() + settings.grace_seconds
+        await lifecycle.wait_idle(settings.grace_seconds)
+        # Handlers have returned; what is left for grpc is to send their last bytes, which a slow client may delay.
+        await front.stop(max(0.0, end - loop.time()))
 
     def __enter__(self) -> Self:
         self.start()

@@ -1,13 +1,16 @@
 """SIGTERM: what runs is answered, what comes is refused, and the exit status is 0."""
 
+import contextlib
 import json
 import queue
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -15,6 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cellport.protos import inference_pb2 as messages
+from cellport.serve import Engine, Server, ServerSettings
 from cellport.serve.exchange import write_request
 
 from . import models
@@ -22,6 +26,8 @@ from .wire import tokens_of
 
 COMMAND = Path(sys.executable).with_name("cellport")
 SERVICE = "/inference.GRPCInferenceService"
+WAIT = 60
+LARGE = [("grpc.max_receive_message_length", 2**26)]
 
 
 @pytest.fixture
@@ -67,6 +73,67 @@ def test_running_requests_finish_and_new_ones_are_refused(served: tuple[subproce
     assert process.wait(timeout=60) == 0
     assert process.stderr is not None
     assert process.stderr.read() == ""
+
+
+class _Throttle:
+    """A connection to a server on which its answers stop from `hold` until `release`."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.rsplit(":", 1)
+        self._open = threading.Event()
+        self._open.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._server = socket.create_connection((host, int(port)))
+        self.hold, self.release = self._open.clear, self._open.set
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        client, _ = self._listener.accept()
+        back = threading.Thread(target=self._copy, args=(self._server, client, self._open), daemon=True)
+        back.start()
+        self._copy(client, self._server, threading.Event())
+        back.join(WAIT)
+        client.close()
+
+    def _copy(self, source: socket.socket, target: socket.socket, gate: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if source is self._server:
+                    gate.wait(WAIT)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+        self._server.close()
+        self._listener.close()
+
+
+def test_an_answer_that_a_slow_client_still_reads_is_not_broken_off(tmp_path: Path) -> None:
+    """The handler has returned long before; what is left of the grace time is for its bytes."""
+    models.save_slow(tmp_path / "slow" / "1" / "model.onnx", loops=1000)
+    rows = np.ones((3_000_000, 1), np.float32)  # more than the buffers on the way hold
+    with Engine(tmp_path) as engine:
+        server = Server(engine, ServerSettings(grace_seconds=WAIT), port=0)
+        server.start()
+        with _Throttle(server.address) as throttle, grpc.insecure_channel(throttle.address, LARGE) as channel:
+            grpc.channel_ready_future(channel).result(WAIT)
+            waiting = infer(channel).future(write_request("slow", {"x": rows}, None), timeout=WAIT)
+            pause = threading.Event()
+            while not engine.runs:
+                pause.wait(0.001)
+            throttle.hold()
+            stopping = threading.Thread(target=server.stop)
+            stopping.start()
+            stopping.join(2)
+            throttle.release()
+            assert len(waiting.result(WAIT).raw_output_contents[0]) == rows.nbytes
+            stopping.join(WAIT)
+            assert not stopping.is_alive()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
