@@ -13,7 +13,7 @@ from cellport.errors import RequestCancelledError
 
 from .batcher import Outcome
 from .codec import Array
-from .engine import Engine, EngineSettings, Ticket, deadline_error
+from .engine import Engine, EngineSettings, Ticket, deadline_error, wait_of
 from .engine_sequence import EngineSequence
 from .requests import Reply, Request, SequenceId
 
@@ -66,7 +66,7 @@ class Pending:
         """
         timer = None
         if self._deadline is not None:
-            seconds = max(0.0, self._deadline - self._engine.clock())
+            seconds = wait_of(self._deadline - self._engine.clock())
             timer = asyncio.get_running_loop().call_later(seconds, self._ticket.cancel, deadline_error())
         try:
             outcome = await self._future

@@ -139,7 +139,8 @@ class Engine:
                 given start at its initial value.
             outputs: names of the outputs wanted, states among them; none for every output that is not a state.
             version: the model's version; empty for the newest.
-            deadline: moment on the engine's clock (`time.monotonic`) after which the answer is of no use.
+            deadline: moment on the engine's clock (`time.monotonic`) after which the answer is of no use; None or
+                infinity for never.
             priority: a smaller number runs first; 0 for the engine's default.
 
         Returns:
@@ -166,7 +167,7 @@ class Engine:
         """
         future: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
         ticket = self.submit(request, future.set_result)
-        remaining = None if request.deadline is None else max(0.0, request.deadline - self.clock())
+        remaining = None if request.deadline is None else wait_of(request.deadline - self.clock())
         try:
             outcome = future.result(remaining)
         except concurrent.futures.TimeoutError:
@@ -328,7 +329,7 @@ class Engine:
                     if self._closed:
                         return
                     moment = self._sequences.next_eviction()
-                    self._changed.wait(None if moment is None else max(moment - now, 0.1))
+                    self._changed.wait(None if moment is None else max(wait_of(moment - now), 0.1))
                     continue
             _deliver(completions)
             if batch is not None:
@@ -339,6 +340,11 @@ class Engine:
                         completions += self._scheduler.cancel_all(_closed_error())
                     self._changed.notify()
                 _deliver(completions)
+
+
+def wait_of(seconds: float) -> float:
+    """Return a time as one that can be waited for: at least 0, and at most what the platform takes."""
+    return min(max(0.0, seconds), threading.TIMEOUT_MAX)
 
 
 def _closed_error() -> UnavailableError:

@@ -1,5 +1,6 @@
 """What is asked of the engine, and what it answers: plain values that know neither the wire nor a thread."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.priority < 0:
             raise InvalidRequestError(f"priority is {self.priority}; accepted: at least 0")
+        if self.deadline is not None and math.isnan(self.deadline):
+            raise InvalidRequestError(f"deadline is {self.deadline}; accepted: a moment on the engine's clock")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

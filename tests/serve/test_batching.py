@@ -1,6 +1,7 @@
 """Requests that share a run are answered as if alone, and what happens to one does not happen to the others."""
 
 import contextlib
+import math
 import threading
 import weakref
 from collections.abc import Iterator
@@ -321,6 +322,31 @@ def test_a_deadline_that_passes_while_the_request_waits_is_reported_without_a_ru
     with pytest.raises(DeadlineExceededError):
         engine.infer("lstm", {"tokens": np.array([[1]])}, deadline=engine.clock())
     assert engine.waiting == 0
+
+
+@pytest.mark.parametrize("deadline", [None, 1e300, math.inf])
+async def test_a_deadline_that_never_comes_is_no_deadline(engine: Engine, deadline: float | None) -> None:
+    shared = AsyncEngine(engine)
+    inputs = {"tokens": np.array([[1]])}
+    assert engine.infer("lstm", inputs, deadline=deadline)["last"].shape == (1, 4)
+    assert (await shared.infer("lstm", inputs, deadline=deadline))["last"].shape == (1, 4)
+    sequence = engine.open_sequence("lstm")
+    assert sequence.step({"tokens": np.array([1])}, deadline=deadline)["last"].shape == (1, 4)
+    sequence.end()
+
+
+def test_a_deadline_that_is_no_moment_is_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidRequestError, match="deadline is nan; accepted: a moment on the engine's clock"):
+        engine.infer("lstm", {"tokens": np.array([[1]])}, deadline=math.nan)
+
+
+def test_an_engine_whose_sequences_are_never_idle_for_too_long_goes_on_working(folder: Path) -> None:
+    settings = EngineSettings(sequences=SequenceSettings(idle_seconds=math.inf), workers=1)
+    with Engine(folder / "lstm", settings) as engine, engine.open_sequence("lstm") as sequence:
+        for _ in range(3):
+            sequence.step({"tokens": np.array([1])})
+            pause = threading.Event()
+            pause.wait(0.05)  # the worker waits for the next moment at which it could evict
 
 
 def test_a_closed_engine_refuses_what_waits_and_what_comes(folder: Path) -> None:
