@@ -13,6 +13,7 @@ from cellport.manifest import BATCH, METADATA_KEY, TIME, Axes, InputSpec, Manife
 
 from .codec import Array
 from .contract import Contract
+from .status import log_id
 
 SIDE_CAR = "manifest.json"
 
@@ -119,7 +120,9 @@ class Model:
             fetches: names of the outputs to return.
 
         Raises:
-            InvalidRequestError: onnxruntime finds the values wrong, or a string is not UTF-8.
+            InvalidRequestError: a string is not UTF-8.
+            InternalServingError: onnxruntime cannot run these values. Its own words, which may tell of the machine and
+                the graph, are in the error's cause only; the id in the message finds them in the log.
         """
         if not fetches:
             return {}
@@ -127,10 +130,10 @@ class Model:
             feeds = {name: _to_text(name, each) if name in self._strings else each for name, each in feeds.items()}
         try:
             results = self._session.run(list(fetches), feeds)
-        except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
-            raise InvalidRequestError(f"model {self.name!r} cannot run these inputs: {error}") from error
         except Exception as error:
-            raise InternalServingError(f"model {self.name!r} failed to run; the server's log has the reason") from error
+            raise InternalServingError(
+                f"model {self.name!r} failed to run; the server's log has the reason under {log_id()}"
+            ) from error
         return dict(zip(fetches, results, strict=True))
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 import enum
 import logging
+import secrets
 from urllib.parse import quote
 
 from cellport import errors
@@ -52,13 +53,19 @@ _ERRORS = {status: kind for kind, status in _STATUSES.items()}
 def status_of(error: Exception) -> tuple[Status, str]:
     """Return an error's status and the message that the wire gets.
 
-    An error that nobody foresaw may hold anything, so the wire gets "internal error", and the log all of it.
+    An error that nobody foresaw may hold anything, so the wire gets an id, under which the log has all of it.
     """
     for kind, status in _STATUSES.items():
         if isinstance(error, kind):
             return status, _clip(str(error))
-    _log.error("a call failed", exc_info=error)
-    return Status.INTERNAL, "internal error"
+    found = log_id()
+    _log.error("a call failed (%s)", found, exc_info=error)
+    return Status.INTERNAL, f"internal error; the server's log has the reason under {found}"
+
+
+def log_id() -> str:
+    """Return an id that tells one failure from others in a log."""
+    return secrets.token_hex(4)
 
 
 def _clip(text: str) -> str:

@@ -1,5 +1,6 @@
 """Deadlines, cancellation, full queues and large messages, as a client of the server meets them."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models.save_lstm(folder / "lstm" / "1" / "model.onnx")
     models.save_slow(folder / "slow" / "1" / "model.onnx", loops=1500)
     models.save_reshape(folder / "reshape" / "1" / "model.onnx")
+    models.save_fussy(folder / "fussy" / "1" / "model.onnx")
     engine = EngineSettings(batch=BatchSettings(queue=1), workers=1)
     with Server(folder, ServerSettings(engine=engine, receive_bytes=10_000), port=0) as running:
         yield running
@@ -127,19 +129,34 @@ def test_a_message_above_the_limit_is_refused(call: Any) -> None:
     assert "10000" in refusal.value.details()
 
 
+@pytest.mark.parametrize(
+    ("model", "inputs", "reason"),
+    [
+        ("reshape", {"x": np.ones((1, 3), np.float32)}, "Reshape"),
+        ("fussy", {"tokens": np.array([[5]])}, "Gather"),
+    ],
+)
 def test_a_run_that_fails_is_an_internal_error_whose_reason_stays_in_the_log(
-    call: Any, caplog: pytest.LogCaptureFixture
+    call: Any, caplog: pytest.LogCaptureFixture, model: str, inputs: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(grpc.RpcError) as failure:
-        call(write_request("reshape", {"x": np.ones((1, 3), np.float32)}, None), timeout=WAIT)
+        call(write_request(model, inputs, None), timeout=WAIT)
     assert failure.value.code() == grpc.StatusCode.INTERNAL
-    assert failure.value.details() == "model 'reshape' failed to run; the server's log has the reason"
-    assert "Reshape" in caplog.text
+    said = re.fullmatch(
+        f"model '{model}' failed to run; the server's log has the reason under ([0-9a-f]{{8}})", failure.value.details()
+    )
+    assert said
+    assert said[1] in caplog.text
+    assert reason in caplog.text
     assert read_reply(call(write_request("reshape", {"x": np.ones((1, 4), np.float32)}, None)))["y"].shape == (2, 2)
 
 
 def test_an_error_that_nobody_foresaw_reaches_the_wire_without_its_words(caplog: pytest.LogCaptureFixture) -> None:
-    assert status_of(ZeroDivisionError("secret")) == (Status.INTERNAL, "internal error")
+    status, text = status_of(ZeroDivisionError("secret"))
+    assert status is Status.INTERNAL
+    said = re.fullmatch("internal error; the server's log has the reason under ([0-9a-f]{8})", text)
+    assert said
+    assert said[1] in caplog.text
     assert "secret" in caplog.text
 
 
