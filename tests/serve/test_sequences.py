@@ -1,6 +1,8 @@
 """Sequences: their table alone, and over gRPC."""
 
 import itertools
+import queue
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from cellport.serve import (
 from cellport.serve.batcher import Work
 from cellport.serve.sequences import SequenceTable
 
+from .test_batching import busy
 from .wire import tokens_of, triton_input
 
 Triton = triton_grpc.InferenceServerClient
@@ -131,6 +134,26 @@ def test_a_step_after_the_end_is_not_found_and_told_that_it_ended(triton: Triton
     status, message = refusal(triton, [[1]], 51)
     assert status == "StatusCode.NOT_FOUND"
     assert "sequence 51 of model 'lstm' has ended" in message
+
+
+def test_a_step_sent_while_the_end_waits_is_told_the_same_as_one_sent_later(folder: Path) -> None:
+    with Engine(folder, EngineSettings(workers=1)) as engine, Server(engine, port=0) as server:
+        triton = Triton(server.address)
+        outcomes: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        triton.start_stream(lambda result, error: outcomes.put((result, error)))
+        with busy(engine):
+            for number in range(3):
+                control = {"sequence_id": 58, "sequence_start": number == 0, "sequence_end": number == 1}
+                triton.async_stream_infer("lstm", [triton_input("tokens", [[1]])], **control)
+            pause = threading.Event()
+            while engine.waiting < 3 and outcomes.empty():
+                pause.wait(0.001)
+        assert [outcomes.get(timeout=60)[1] for _ in range(2)] == [None, None]
+        queued = outcomes.get(timeout=60)[1]
+        assert "sequence 58 of model 'lstm' has ended; accepted: sequence_start with its first step" in str(queued)
+        assert refusal(triton, [[1]], 58) == ("StatusCode.NOT_FOUND", queued.message())
+        triton.stop_stream()
+        triton.close()
 
 
 def test_a_start_of_a_running_id_restarts_it(triton: Triton) -> None:
