@@ -1,1 +1,1 @@
-"""Messages of the Open Inference Protocol, generated from the `.proto` files of this folder."""
+"""Messages of the Open Inference Protocol, and some of ONNX's, generated from the `.proto` files of this folder."""

@@ -13,6 +13,7 @@ from cellport.manifest import BATCH, METADATA_KEY, TIME, Axes, InputSpec, Manife
 
 from .codec import Array
 from .contract import Contract
+from .external_data import check_external_data
 from .status import log_id
 
 SIDE_CAR = "manifest.json"
@@ -91,7 +92,7 @@ class Model:
         else derived from the graph, which then is served as a model without states.
 
         Raises:
-            ModelLoadError: onnxruntime refuses the file, or its manifest is wrong.
+            ModelLoadError: onnxruntime refuses the file, its manifest is wrong, or it keeps tensors outside its folder.
         """
         path = Path(path)
         settings = settings or SessionSettings()
@@ -102,6 +103,7 @@ class Model:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spin)))
         if not path.is_file():
             raise ModelLoadError(f"{path} is not a file; accepted: an ONNX file")
+        check_external_data(path)
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no narrower base class

@@ -1,13 +1,15 @@
-"""The messages are the wire contract's, as tritonclient has it."""
+"""The messages are the wire contract's, as tritonclient has it, and ONNX's, as its own package has them."""
 
 from typing import Any
 
+import onnx
 import pytest
 from tritonclient.grpc import model_config_pb2 as their_config
 from tritonclient.grpc import service_pb2 as theirs
 
 from cellport.protos import inference_pb2 as ours
 from cellport.protos import model_config_pb2 as our_config
+from cellport.protos import onnx_tensors_pb2 as our_onnx
 
 
 def _messages(container: Any) -> dict[str, Any]:
@@ -66,3 +68,17 @@ def test_every_call_has_the_types_that_tritonclient_sends_and_expects() -> None:
             known[name].client_streaming,
             known[name].server_streaming,
         )
+
+
+@pytest.mark.parametrize("name", sorted(_messages(our_onnx.DESCRIPTOR)))
+def test_every_field_that_is_read_of_an_onnx_file_is_onnxs(name: str) -> None:
+    """Text is read as bytes, so a field's type is compared by its encoding."""
+    message = getattr(onnx, name.removeprefix("cellport.onnx.")).DESCRIPTOR
+    known = {field.name: field for field in message.fields}
+    for field in _messages(our_onnx.DESCRIPTOR)[name].fields:
+        assert field.number == known[field.name].number
+        assert field.is_repeated == known[field.name].is_repeated
+        texts = (field.TYPE_BYTES, field.TYPE_STRING)
+        assert (field.type in texts) == (known[field.name].type in texts)
+        if field.message_type is not None:
+            assert field.message_type.name == known[field.name].message_type.name
