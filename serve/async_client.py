@@ -1,5 +1,6 @@
 """A client of the protocol for an event loop: NumPy in, NumPy out."""
 
+import contextlib
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -13,9 +14,9 @@ from cellport.errors import NotFoundError
 from cellport.protos import inference_pb2 as messages
 
 from . import exchange
-from .client import channel_options, end_message
+from .client import channel_options
 from .codec import Array
-from .exchange import MAXIMUM_BYTES, SERVICE, ModelInfo, ServerInfo, StreamAnswer
+from .exchange import END_SECONDS, MAXIMUM_BYTES, SERVICE, ModelInfo, ServerInfo, StreamAnswer, Usage
 from .requests import Control, SequenceId
 from .status import error_of
 
@@ -103,15 +104,21 @@ class AsyncClient:
             request_serializer=messages.ModelInferRequest.SerializeToString,
             response_deserializer=messages.ModelStreamInferResponse.FromString,
         )
-        responses = call(_steps(model, requests, outputs, version, sequence), timeout=timeout or self._timeout)
+        usage = Usage()
+        sent = _steps(model, requests, outputs, version, sequence, usage)
+        responses = call(sent, timeout=timeout or self._timeout)
         try:
             async for response in responses:
-                if response.infer_response.id != "end":
+                if not usage.see(response):
                     yield exchange.read_stream_answer(response)
         except grpc.aio.AioRpcError as error:
             raise error_of(error.code().name, error.details() or "") from None
         finally:
             responses.cancel()
+            if sequence is not None and usage.started and not usage.ended:
+                with contextlib.suppress(Exception):  # as in `Client.stream`
+                    seconds = END_SECONDS if self._timeout is None else min(self._timeout, END_SECONDS)
+                    await self.send(exchange.write_end(model, sequence, version), seconds)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -148,15 +155,21 @@ class AsyncClient:
 
 
 async def _steps(
-    model: str, requests: _Requests, outputs: Sequence[str] | None, version: str, sequence: SequenceId | None
+    model: str,
+    requests: _Requests,
+    outputs: Sequence[str] | None,
+    version: str,
+    sequence: SequenceId | None,
+    usage: Usage,
 ) -> AsyncIterator[messages.ModelInferRequest]:
     index = 0
     async for inputs in _each(requests):
-        control = None if sequence is None else Control(id=sequence, start=index == 0)
-        yield exchange.write_request(model, inputs, outputs, version=version, request_id=str(index), control=control)
+        message = exchange.write_step(model, inputs, outputs, version=version, index=index, sequence=sequence)
+        usage.started = True
+        yield message
         index += 1
-    if sequence is not None and index:
-        yield end_message(model, sequence, version)
+    if sequence is not None and usage.started:
+        yield exchange.write_end(model, sequence, version)
 
 
 async def _each(requests: _Requests) -> AsyncIterator[Mapping[str, ArrayLike]]:
@@ -181,6 +194,7 @@ class AsyncClientSequence:
         self._model = model
         self._version = version
         self._running = False
+        self._unsure = False  # a start was not answered, and may have been done
 
     async def step(
         self,
@@ -193,8 +207,12 @@ class AsyncClientSequence:
         """Advance by the steps in `inputs` and return the outputs; see `ClientSequence.step`."""
         control = Control(id=self.id, start=not self._running, end=end)
         message = exchange.write_request(self._model, inputs, outputs, version=self._version, control=control)
-        answer = await self._client.send(message, timeout)
-        self._running = not end
+        try:
+            answer = await self._client.send(message, timeout)
+        except BaseException as error:
+            self._unsure |= control.start and exchange.may_have_run(error)
+            raise
+        self._running, self._unsure = not end, False
         return answer
 
     async def __aenter__(self) -> Self:
@@ -203,11 +221,11 @@ class AsyncClientSequence:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._running:
+        if not (self._running or self._unsure):
             return
-        self._running = False
+        self._running = self._unsure = False
         try:
-            await self._client.send(end_message(self._model, self.id, self._version))
+            await self._client.send(exchange.write_end(self._model, self.id, self._version))
         except Exception as failure:
             # An evicted sequence is gone already, and an error in the body must not be hidden.
             if kind is None and not isinstance(failure, NotFoundError):

@@ -1,5 +1,6 @@
 """A client of the protocol for threads: NumPy in, NumPy out. For an event loop see `cellport.serve.async_client`."""
 
+import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -13,11 +14,9 @@ from cellport.protos import inference_pb2 as messages
 
 from . import exchange
 from .codec import Array
-from .exchange import MAXIMUM_BYTES, SERVICE, ModelInfo, ServerInfo, StreamAnswer
+from .exchange import END_SECONDS, MAXIMUM_BYTES, SERVICE, ModelInfo, ServerInfo, StreamAnswer, Usage
 from .requests import Control, SequenceId
 from .status import error_of
-
-_END = "end"
 
 
 def channel_options(maximum_bytes: int) -> list[tuple[str, int]]:
@@ -25,26 +24,20 @@ def channel_options(maximum_bytes: int) -> list[tuple[str, int]]:
     return [("grpc.max_send_message_length", maximum_bytes), ("grpc.max_receive_message_length", maximum_bytes)]
 
 
-def steps(
+def _steps(
     model: str,
     requests: Iterable[Mapping[str, ArrayLike]],
     outputs: Sequence[str] | None,
     version: str,
     sequence: SequenceId | None,
+    usage: Usage,
 ) -> Iterator[messages.ModelInferRequest]:
-    """Yield the messages of a stream: requests with their index as id, and the end of their sequence."""
-    index = -1
     for index, inputs in enumerate(requests):
-        control = None if sequence is None else Control(id=sequence, start=index == 0)
-        yield exchange.write_request(model, inputs, outputs, version=version, request_id=str(index), control=control)
-    if sequence is not None and index >= 0:
-        yield end_message(model, sequence, version)
-
-
-def end_message(model: str, sequence: SequenceId, version: str) -> messages.ModelInferRequest:
-    """Return the message that ends a sequence without a step."""
-    control = Control(id=sequence, end=True)
-    return exchange.write_request(model, {}, None, version=version, request_id=_END, control=control)
+        message = exchange.write_step(model, inputs, outputs, version=version, index=index, sequence=sequence)
+        usage.started = True
+        yield message
+    if sequence is not None and usage.started:
+        yield exchange.write_end(model, sequence, version)
 
 
 class Client:
@@ -163,8 +156,8 @@ class Client:
             requests: the inputs of each request; taken from another thread, as fast as the stream takes them.
             outputs: as in `infer`.
             version: the model's version; empty for the newest.
-            sequence: id of the sequence whose steps the requests are; it ends with the stream, and its answers come in
-                order. None for requests on their own.
+            sequence: id of the sequence whose steps the requests are; it ends with the stream, also with one that is
+                left early or breaks, and its answers come in order. None for requests on their own.
             timeout: seconds that the whole stream may take.
 
         Raises:
@@ -175,15 +168,22 @@ class Client:
             request_serializer=messages.ModelInferRequest.SerializeToString,
             response_deserializer=messages.ModelStreamInferResponse.FromString,
         )
-        responses = call(steps(model, requests, outputs, version, sequence), timeout=timeout or self._timeout)
+        usage = Usage()
+        sent = _steps(model, requests, outputs, version, sequence, usage)
+        responses = call(sent, timeout=timeout or self._timeout)
         try:
             for response in responses:
-                if response.infer_response.id != _END:
+                if not usage.see(response):
                     yield exchange.read_stream_answer(response)
         except grpc.RpcError as error:
             raise error_of(error.code().name, error.details() or "") from None
         finally:
             responses.cancel()
+            if sequence is not None and usage.started and not usage.ended:
+                # Nobody is left who could do something about a failure; the server has its idle limit for that.
+                with contextlib.suppress(Exception):
+                    seconds = END_SECONDS if self._timeout is None else min(self._timeout, END_SECONDS)
+                    self.send(exchange.write_end(model, sequence, version), seconds)
 
     def close(self) -> None:
         """Close the connection."""
@@ -232,6 +232,7 @@ class ClientSequence:
         self._model = model
         self._version = version
         self._running = False
+        self._unsure = False  # a start was not answered, and may have been done
 
     def step(
         self,
@@ -254,8 +255,12 @@ class ClientSequence:
         """
         control = Control(id=self.id, start=not self._running, end=end)
         message = exchange.write_request(self._model, inputs, outputs, version=self._version, control=control)
-        answer = self._client.send(message, timeout)
-        self._running = not end
+        try:
+            answer = self._client.send(message, timeout)
+        except BaseException as error:
+            self._unsure |= control.start and exchange.may_have_run(error)
+            raise
+        self._running, self._unsure = not end, False
         return answer
 
     def __enter__(self) -> Self:
@@ -264,11 +269,11 @@ class ClientSequence:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._running:
+        if not (self._running or self._unsure):
             return
-        self._running = False
+        self._running = self._unsure = False
         try:
-            self._client.send(end_message(self._model, self.id, self._version))
+            self._client.send(exchange.write_end(self._model, self.id, self._version))
         except Exception as failure:
             # An evicted sequence is gone already, and an error in the body must not be hidden.
             if kind is None and not isinstance(failure, NotFoundError):

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cellport.errors import ServingError
+from cellport.errors import InvalidRequestError, NotFoundError, SequenceExistsError, ServingError
 from cellport.protos import inference_pb2 as messages
 
 from . import codec
 from .codec import Array
-from .requests import Control
+from .requests import Control, SequenceId
 from .status import error_of
 
 SERVICE = "inference.GRPCInferenceService"
@@ -22,6 +22,11 @@ STATUS_PARAMETER = "cellport_status"
 """Response parameter that names the status of an error inside a stream, where the protocol has a message only."""
 
 MAXIMUM_BYTES = 2**31 - 1
+
+END_SECONDS = 10.0
+"""Longest wait for the end of a sequence that its caller has left already, where the client has no shorter one."""
+
+_END = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,55 @@ class StreamAnswer:
     index: int
     outputs: Mapping[str, Array]
     error: ServingError | None = None
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """What a stream knows of the sequence that its requests are steps of.
+
+    Attributes:
+        started: the step that starts it may have been sent.
+        ended: the server has answered its end.
+    """
+
+    started: bool = False
+    ended: bool = False
+
+    def see(self, response: messages.ModelStreamInferResponse) -> bool:
+        """Take note of a response; return whether it answers the end of the sequence and not a step."""
+        if response.infer_response.id != _END:
+            return False
+        self.ended = not response.error_message
+        return True
+
+
+def may_have_run(error: BaseException) -> bool:
+    """Return whether a request that ended with `error` may have run on the server all the same."""
+    return not isinstance(error, InvalidRequestError | NotFoundError | SequenceExistsError)
+
+
+def write_step(
+    model: str,
+    inputs: Mapping[str, ArrayLike],
+    outputs: Sequence[str] | None,
+    *,
+    version: str,
+    index: int,
+    sequence: SequenceId | None,
+) -> messages.ModelInferRequest:
+    """Return the message of a stream's request, whose id is its index; the first starts the sequence, if there is one.
+
+    Raises:
+        InvalidRequestError: an array has no form on the wire.
+    """
+    control = None if sequence is None else Control(id=sequence, start=index == 0)
+    return write_request(model, inputs, outputs, version=version, request_id=str(index), control=control)
+
+
+def write_end(model: str, sequence: SequenceId, version: str) -> messages.ModelInferRequest:
+    """Return the message that ends a sequence without a step."""
+    control = Control(id=sequence, end=True)
+    return write_request(model, {}, None, version=version, request_id=_END, control=control)
 
 
 def write_request(
