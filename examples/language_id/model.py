@@ -31,7 +31,7 @@ class LanguageIdentifier(nn.Module):
 
         Args:
             tokens: int64 [batch, time].
-            lengths: int64 [batch], the steps of each text.
+            lengths: int64 [batch], the steps of each text; a negative one for all of `time`, as the cells have it.
 
         Returns:
             The guess after every step, [batch, time, languages], and the answer after the last, [batch, languages],
@@ -39,7 +39,8 @@ class LanguageIdentifier(nn.Module):
         """
         output, _ = self.sru(self.embedding(tokens), lengths=lengths)
         guesses = self.head(output)
-        last = (lengths - 1).clamp(min=0)
+        steps = torch.where(lengths < 0, tokens.shape[1], lengths)
+        last = (steps - 1).clamp(min=0)  # a text of no steps gets the head's bias
         answer = guesses.gather(1, last.reshape(-1, 1, 1).expand(-1, 1, guesses.shape[2]))
         return guesses, answer.squeeze(1)
 

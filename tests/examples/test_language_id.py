@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -53,6 +54,18 @@ def test_there_is_a_sentence_for_every_language() -> None:
     assert set(SENTENCES) == set(data.LANGUAGES)
 
 
+def test_a_negative_length_means_the_whole_text() -> None:
+    """As it does to the cells; the answer is then the guess after the last step."""
+    torch.manual_seed(0)
+    model = LanguageIdentifier(embedding=4, hidden=8).eval()
+    tokens = torch.arange(12).reshape(3, 4)
+    with torch.inference_mode():
+        guesses, answer = model(tokens, torch.tensor([-1, 4, 2]))
+        whole, _ = model(tokens, torch.tensor([4, 4, 4]))
+    torch.testing.assert_close(guesses[:2], whole[:2], rtol=0, atol=0)
+    torch.testing.assert_close(answer, torch.stack([whole[0, 3], whole[1, 3], whole[2, 1]]), rtol=0, atol=1e-6)
+
+
 def test_the_trained_model_answers_as_it_does_in_pytorch(
     vocabularies: tuple[list[data.Vocabulary], list[data.Vocabulary]], tmp_path: Path
 ) -> None:
@@ -84,8 +97,14 @@ def test_the_trained_model_answers_as_it_does_in_pytorch(
     snippets = data.draw(vocabularies[1], 20, rng)
     with Server(path, port=0) as server, Client(f"127.0.0.1:{server.port}") as client:
         answers = client.infer("language_id", {"tokens": snippets.ids, "lengths": snippets.lengths}, ["answer"])
+        whole = {"tokens": snippets.ids[:1, : snippets.lengths[0]]}
+        without_lengths = client.infer("language_id", whole, ["answer"])["answer"]
         with client.sequence("language_id") as stream:
             ids = data.encode(snippets.texts[0])
             guesses = [stream.step({"tokens": [[token]]})["guesses"] for token in ids]
     np.testing.assert_array_equal(answers["answer"].argmax(1), predict(model, snippets))
+    np.testing.assert_allclose(without_lengths, answers["answer"][:1], rtol=0, atol=1e-5)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [negative] = session.run(["answer"], {**whole, "lengths": np.array([-1])})
+    np.testing.assert_allclose(negative, without_lengths, rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.ravel(guesses[-1]), answers["answer"][0], rtol=0, atol=1e-5)
