@@ -56,9 +56,12 @@ def trigrams(text: str) -> Iterator[str]:
 
     A trigram holds the last three characters of the word so far, with spaces before its first; it never reaches over
     into the word before, so a word has the same trigrams wherever it stands. Words are runs of letters (with
-    apostrophes), in lower case.
+    apostrophes), in lower case. A text without any has one trigram, of spaces.
     """
-    for word in words_of(text):
+    words = words_of(text)
+    if not words:
+        yield "   "
+    for word in words:
         padded = f"  {word} "
         for end in range(3, len(padded) + 1):
             yield padded[end - 3 : end]
@@ -72,8 +75,7 @@ def words_of(text: str) -> list[str]:
 
 def encode(text: str) -> Ids:
     """The buckets of a text's trigrams, [steps]; at least one."""
-    ids = [bucket(trigram) for trigram in trigrams(text)] or [bucket("   ")]
-    return np.array(ids, np.int64)
+    return np.array([bucket(trigram) for trigram in trigrams(text)], np.int64)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def show_typing(url: str, text: str) -> None:
                 sequence_start=step == 0,
                 sequence_end=step == len(ids) - 1,
             )
-        typed, shown = "", None
+        typed, shown, line = "", None, ""
         for trigram in trigrams(text):
             result, error = answers.get(timeout=30)
             if error is not None or result is None:
@@ -191,10 +191,11 @@ def show_typing(url: str, text: str) -> None:
             typed += trigram[-1]
             chances = softmax(result.as_numpy("guesses")[0, 0])
             best = int(chances.argmax())
+            line = f"  {typed.rstrip() or '(no letters)':40} {LANGUAGES[CODES[best]]:11} {chances[best]:4.0%}"
             if best != shown:
-                print(f"  {typed.rstrip():40} {LANGUAGES[CODES[best]]:11} {chances[best]:4.0%}")
+                print(line)
                 shown = best
-        print(f"  {typed.rstrip():40} {LANGUAGES[CODES[best]]:11} {chances[best]:4.0%}")
+        print(line)
         client.stop_stream()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cellport.export import to_onnx
 from cellport.serve import Client, Server
-from examples.language_id import data
+from examples.language_id import data, demo
 from examples.language_id.model import LanguageIdentifier, factory
 from examples.language_id.sentences import SENTENCES
 from examples.language_id.train import predict, step
@@ -23,7 +23,8 @@ def vocabularies() -> tuple[list[data.Vocabulary], list[data.Vocabulary]]:
 def test_trigrams_follow_the_typing_and_stay_inside_their_word() -> None:
     assert list(data.trigrams("Où, là?")) == ["  o", " où", "où ", "  l", " là", "là "]
     assert list(data.encode("a b")) == [*data.encode("a"), *data.encode("b")]
-    assert len(data.encode("?!")) == 1
+    assert list(data.trigrams("1234, ?!")) == ["   "]
+    assert len(data.encode("1234, ?!")) == 1
 
 
 def test_a_bucket_is_the_same_in_every_process() -> None:
@@ -66,10 +67,11 @@ def test_a_negative_length_means_the_whole_text() -> None:
     torch.testing.assert_close(answer, torch.stack([whole[0, 3], whole[1, 3], whole[2, 1]]), rtol=0, atol=1e-6)
 
 
-def test_the_trained_model_answers_as_it_does_in_pytorch(
-    vocabularies: tuple[list[data.Vocabulary], list[data.Vocabulary]], tmp_path: Path
-) -> None:
-    """A few steps of training, an export with its table, and the server's answers beside PyTorch's."""
+@pytest.fixture(scope="module")
+def trained(
+    vocabularies: tuple[list[data.Vocabulary], list[data.Vocabulary]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LanguageIdentifier, Path]:
+    """A model after a few steps of training, and its export with its table."""
     torch.manual_seed(0)
     model = LanguageIdentifier(buckets=data.BUCKETS, embedding=8, hidden=16)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
@@ -83,7 +85,7 @@ def test_the_trained_model_answers_as_it_does_in_pytorch(
     assert losses[-1] < losses[0]
     model.eval()
     spec = factory()
-    path = tmp_path / "language_id.onnx"
+    path = tmp_path_factory.mktemp("trained") / "language_id.onnx"
     report = to_onnx(
         model,
         spec.args,
@@ -94,7 +96,14 @@ def test_the_trained_model_answers_as_it_does_in_pytorch(
         lookup=True,
     )
     assert report.manifest.causal
-    snippets = data.draw(vocabularies[1], 20, rng)
+    return model, path
+
+
+def test_the_trained_model_answers_as_it_does_in_pytorch(
+    vocabularies: tuple[list[data.Vocabulary], list[data.Vocabulary]], trained: tuple[LanguageIdentifier, Path]
+) -> None:
+    model, path = trained
+    snippets = data.draw(vocabularies[1], 20, np.random.default_rng(1))
     with Server(path, port=0) as server, Client(f"127.0.0.1:{server.port}") as client:
         answers = client.infer("language_id", {"tokens": snippets.ids, "lengths": snippets.lengths}, ["answer"])
         whole = {"tokens": snippets.ids[:1, : snippets.lengths[0]]}
@@ -108,3 +117,12 @@ def test_the_trained_model_answers_as_it_does_in_pytorch(
     [negative] = session.run(["answer"], {**whole, "lengths": np.array([-1])})
     np.testing.assert_allclose(negative, without_lengths, rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.ravel(guesses[-1]), answers["answer"][0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "last"), [("1234", "(no letters)"), ("", "(no letters)"), ("Où, là?", "où là")])
+def test_any_text_can_be_shown_as_it_is_typed(
+    trained: tuple[LanguageIdentifier, Path], capsys: pytest.CaptureFixture[str], text: str, last: str
+) -> None:
+    with Server(trained[1], port=0) as server:
+        demo.show_typing(server.address, text)
+    assert capsys.readouterr().out.splitlines()[-1].strip().startswith(last)
