@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from cellport.manifest import (
 from . import passes
 from .capture import Captured, Copies, State, unlike_sizes
 from .lifting import capture_lifted
+from .lowering import Lowering, lower
 from .passes.optional_inputs import Default
 from .probing import looped_step, probe, run_unchanged
 from .ranges import index_ranges
@@ -60,6 +61,8 @@ def to_onnx(
     state_inputs: Literal["optional", "required"] = "optional",
     lengths: Literal["auto"] | None = "auto",
     lookup: bool | Literal["auto"] = "auto",
+    lowering: Lowering = "auto",
+    batches: Sequence[int] = (1, 16),
     weights: Literal["float32"] = "float32",
     verify: bool = True,
 ) -> Report:
@@ -87,6 +90,9 @@ def to_onnx(
             every cell that is not given lengths, if padded runs then prove equal to unpadded ones; None does not.
         lookup: ``"auto"`` folds embeddings and the projections behind them into lookup tables where that is worth
             its bytes; True insists; False leaves them.
+        lowering: the form of LSTM, GRU and RNN layers: ``"native"`` operators, a ``"scan"`` over projections that are
+            computed for all steps at once (or looked up), or ``"auto"`` for the faster, measured on this machine.
+        batches: the batch sizes that ``lowering="auto"`` measures at; the geometric mean decides.
         weights: element type of weights.
         verify: compare the file with the module over a quick grid (`cellport.export.verify` runs the full one).
 
@@ -99,7 +105,7 @@ def to_onnx(
     """
     started = time.perf_counter()
     path = Path(f)
-    _check_arguments(model, args, state, state_inputs, lengths, lookup, weights)
+    _check_arguments(model, args, state, state_inputs, lengths, lookup, lowering, batches, weights)
     leaves, structure = argument_leaves(model, args, input_names, dynamic_shapes)
     leaves = _with_rows(model, leaves, structure)
     calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
@@ -111,12 +117,13 @@ def to_onnx(
     )
     copies.clear()
     folding = passes.LookupTables(lookup)
-    graph = _graph(captured, opset_version, folding)
+    notes = list(captured.notes)
+    graph = _graph(captured, opset_version, folding, lambda made: notes.extend(_lower(made, lowering, lookup, batches)))
     if lookup is True and not folding.tables:
         raise ExportError("lookup=True, but no embedding feeds a projection whose rows could be computed in advance")
     _finish(graph, captured, state_inputs == "optional")
     manifest = _manifest(graph, captured, causal, folding.tables, model, structure, leaves, state_inputs == "required")
-    notes = [*captured.notes, *folding.notes]
+    notes.extend(folding.notes)
     with written(path) as draft:
         _check(graph, draft.parent)
         _save(graph, manifest, draft)
@@ -151,6 +158,8 @@ def _check_arguments(
     state_inputs: object,
     lengths: object,
     lookup: object,
+    lowering: object,
+    batches: Sequence[int],
     weights: object,
 ) -> None:
     if not isinstance(model, nn.Module):
@@ -172,16 +181,25 @@ def _check_arguments(
         "state_inputs": (state_inputs, ("optional", "required")),
         "lengths": (lengths, ("auto", None)),
         "lookup": (lookup, ("auto", True, False)),
+        "lowering": (lowering, ("auto", "native", "scan")),
         "weights": (weights, ("float32",)),
     }
     for name, (value, accepted) in choices.items():
         if value not in accepted:
             raise ExportError(f"{name} is {value!r}; accepted: {', '.join(map(repr, accepted))}")
+    if not batches or not all(isinstance(each, int) and each > 0 for each in batches):
+        raise ExportError(f"batches is {batches!r}; accepted: a list of batch sizes of at least 1")
     if not (state in ("auto", None) or isinstance(state, Mapping)):
         raise ExportError(f"state is {state!r}; accepted: 'auto', None, or a mapping from output name to input name")
 
 
-def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables) -> ir.Model:
+def _lower(graph: ir.Model, lowering: Lowering, lookup: object, batches: Sequence[int]) -> list[str]:
+    return lower(graph, lowering, tables=lookup is not False, batches=batches)
+
+
+def _graph(
+    captured: Captured, opset_version: int, folding: passes.LookupTables, lowered: Callable[[ir.Model], None]
+) -> ir.Model:
     """Trace, translate and optimise."""
     leaves = captured.leaves()
     dimensions = {axis: torch.export.Dim(axis, min=1) for axis in captured.sizes}
@@ -214,9 +232,9 @@ def _graph(captured: Captured, opset_version: int, folding: passes.LookupTables)
         passes.MoveTransposes(),
         passes.RemoveDead(),
     ]
-    ir.passes.PassManager(
-        [passes.NameWeights("model."), *clean, *clean[-2:], folding, *clean, passes.CleanScans()], steps=1
-    )(graph)
+    ir.passes.PassManager([passes.NameWeights("model."), *clean, *clean[-2:]], steps=1)(graph)
+    lowered(graph)
+    ir.passes.PassManager([*clean, folding, *clean, passes.CleanScans()], steps=1)(graph)
     inputs = [(leaf.name, leaf.axes) for leaf in leaves]
     outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]
     ir.passes.PassManager([passes.SeparateOutputs(), passes.NameTensors(inputs, outputs)], steps=1)(graph)

@@ -6,23 +6,30 @@ Each pass is an `onnx_ir` pass with stated pre- and postconditions and can be ru
 from .clean_scans import CleanScans
 from .fold_constants import FoldConstants
 from .lookup_tables import FoldedTable, LookupTables
+from .lower_recurrent import LowerRecurrent, can_lower
 from .move_transposes import MoveTransposes
 from .name_tensors import NameTensors, NameWeights
 from .optional_inputs import OptionalInputs
+from .prune_tables import PruneTables
 from .remove_dead import RemoveDead
 from .reverse_scans import ReverseScans
 from .separate_outputs import SeparateOutputs
+from .table_types import TableTypes
 
 __all__ = [
     "CleanScans",
     "FoldConstants",
     "FoldedTable",
     "LookupTables",
+    "LowerRecurrent",
     "MoveTransposes",
     "NameTensors",
     "NameWeights",
     "OptionalInputs",
+    "PruneTables",
     "RemoveDead",
     "ReverseScans",
     "SeparateOutputs",
+    "TableTypes",
+    "can_lower",
 ]

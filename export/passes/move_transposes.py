@@ -68,7 +68,7 @@ def _above_rows(node: ir.Node, before: ir.Node) -> bool:
     source, axes = changing[0], rank(changing[0])
     if axes is None or rank(before.outputs[0]) != axes or len(permutation) != axes or permutation[-1] != axes - 1:
         return False
-    if turned.is_graph_output() or not _from_gather(before):
+    if turned.is_graph_output() or not from_gather(before):
         return False
     first = ir.node("Transpose", [source], {"perm": permutation})
     first.outputs[0].type = source.type
@@ -84,7 +84,7 @@ def _above_rows(node: ir.Node, before: ir.Node) -> bool:
     return True
 
 
-def _from_gather(node: ir.Node | None) -> bool:
+def from_gather(node: ir.Node | None) -> bool:
     """Whether a node is a gather of constant rows, or only operators that treat rows alike stand between it and one."""
     while node is not None and node.domain == "":
         if node.op_type == "Gather":

@@ -1,7 +1,6 @@
 """Small models of every kind that the exporter is tested on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -130,72 +129,3 @@ class MinGRU(nn.Module):
         x = self.embedding(tokens).transpose(0, 1)
         output, state = recurrence(step, state, (torch.sigmoid(self.gate(x)), self.candidate(x)), lengths=lengths)
         return output.transpose(0, 1), state
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A model of `KINDS` and how it is exported.
-
-    Attributes:
-        kind: which cell.
-        model: tokens, lengths (tokens with lengths of its own) or features (with states of its own).
-        layers: stacked layers.
-        bidirectional: both directions.
-        batch_first: layout of inputs and outputs.
-        opset: opset of the file.
-        lookup: lookup tables.
-        state_inputs: optional or required.
-        wide: an input as wide as the SRU's output, so that it is its own skip term.
-    """
-
-    kind: str
-    model: str
-    layers: int
-    bidirectional: bool
-    batch_first: bool
-    opset: int
-    lookup: bool | str
-    state_inputs: str
-    wide: bool
-
-    def __str__(self) -> str:
-        words = [self.kind, self.model, f"{self.layers}-layers", f"opset{self.opset}"]
-        words += [name for name in ("bidirectional", "batch_first", "wide") if getattr(self, name)]
-        return "-".join([*words, f"lookup-{self.lookup}", self.state_inputs])
-
-    def build(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-        """The model, example arguments, and the keyword arguments of `to_onnx`."""
-        torch.manual_seed(sum(map(ord, str(self))))
-        features = HIDDEN * (2 if self.bidirectional else 1) if self.wide else FEATURES
-        made = cell(
-            self.kind,
-            features,
-            num_layers=self.layers,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-        )
-        batch, time = (0, 1) if self.batch_first else (1, 0)
-        sequence = {batch: "batch", time: "time"}
-        options: dict[str, Any] = {
-            "opset_version": self.opset,
-            "lookup": self.lookup,
-            "state_inputs": self.state_inputs,
-        }
-        ids = torch.arange(6).reshape(2, 3)
-        if self.model == "tokens":
-            return Tokens(made, features).eval(), (ids,), options | {"dynamic_shapes": {"tokens": sequence}}
-        if self.model == "lengths":
-            shapes = {"tokens": sequence, "lengths": {0: "batch"}}
-            lengths = torch.ones(2 if self.batch_first else 3, dtype=torch.long)
-            return TokensWithLengths(made, features).eval(), (ids, lengths), options | {"dynamic_shapes": shapes}
-        names = list(made.state_names)
-        states = [torch.zeros(shape) for shape in made.state_shapes(2)]
-        x = torch.randn((2, 3, features) if self.batch_first else (3, 2, features))
-        options |= {
-            "input_names": ["features", *names],
-            "output_names": ["output", *(f"{name}_out" for name in names)],
-            "dynamic_shapes": {"features": sequence, **{name: {1: "batch"} for name in names}},
-            "state": {f"{name}_out": name for name in names},
-            "lookup": "auto",
-        }
-        return Features(made).eval(), (x, *states), options

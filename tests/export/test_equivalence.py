@@ -1,6 +1,5 @@
 """onnxruntime equals PyTorch, by the rule of the float64 truth, for every cell and way of exporting it."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -10,54 +9,9 @@ import torch
 from cellport.export import to_onnx, verify
 from cellport.export.verification import Grid
 
-from .models import KINDS, MinGRU, MinState, Pooled, Setting, Tokens, Two, cell
+from .models import MinGRU, MinState, Pooled, Tokens, Two, cell
 
 SAMPLED = Grid(batches=(1, 2, 7), steps=(1, 13), chunks=(None, 5, 1))
-
-
-def settings(count: int, seed: int, layers: tuple[int, ...] = (1, 2, 3)) -> list[Setting]:
-    """For each kind of cell, ways of exporting it drawn at random."""
-    rng = random.Random(seed)
-    return [
-        Setting(
-            kind=kind,
-            model=rng.choice(["tokens", "lengths", "features"]),
-            layers=rng.choice(layers),
-            bidirectional=rng.random() < 0.4,
-            batch_first=rng.random() < 0.5,
-            opset=rng.choice([18, 19, 20, 21, 22]),
-            lookup=rng.choice(["auto", False]),
-            state_inputs=rng.choice(["optional", "required"]),
-            wide=rng.random() < 0.5,
-        )
-        for kind in KINDS
-        for _ in range(count)
-    ]
-
-
-def check(setting: Setting, folder: Path, grid: Grid | None) -> None:
-    model, args, options = setting.build()
-    path = folder / "model.onnx"
-    report = to_onnx(model, args, path, **options)
-    assert report.manifest.verification is not None
-    figures = verify(model, path, args=args, grid=grid)
-    assert {each.name for each in figures.outputs} == {
-        *(each.name for each in report.manifest.outputs),
-        *(each.output for each in report.manifest.states),
-    }
-
-
-@pytest.mark.parametrize("setting", settings(1, seed=7, layers=(1, 2)), ids=str)
-def test_an_exported_cell_computes_what_pytorch_computes(setting: Setting, tmp_path: Path) -> None:
-    """A seeded sample: one way of exporting each kind of cell."""
-    check(setting, tmp_path, SAMPLED)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", settings(8, seed=8), ids=str)
-def test_every_cell_computes_what_pytorch_computes_on_the_full_grid(setting: Setting, tmp_path: Path) -> None:
-    """Eight ways of exporting each kind of cell, over the full grid."""
-    check(setting, tmp_path, None)
 
 
 def test_a_larger_classifier_computes_what_pytorch_computes(tmp_path: Path) -> None:

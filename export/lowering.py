@@ -1,0 +1,200 @@
+"""Which form each recurrent node gets: the native operator, or a Scan over precomputed projections.
+
+Neither is faster everywhere: the native operator does less around each step, a Scan multiplies faster and lets a lookup
+table take the place of its projection. So both forms of a node are measured, alone and on this machine.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from onnx_ir.passes import common
+
+from .passes import FoldConstants, LookupTables, LowerRecurrent, RemoveDead, can_lower
+from .passes.graphs import constant, nodes
+from .passes.move_transposes import from_gather
+
+__all__ = ["Lowering", "Shape", "lower"]
+
+Lowering = Literal["auto", "native", "scan"]
+
+_STEPS, _ROWS, _ROUNDS = 32, 512, 7
+_measured: dict[tuple["Shape", int], tuple[float, float]] = {}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides how fast a recurrent node is.
+
+    Attributes:
+        operator: LSTM, GRU or RNN.
+        directions: 1 or 2.
+        features: of the input.
+        hidden: of the state.
+        lengths: whether rows have lengths.
+        table: whether a lookup table can hold its projections.
+        after: whether a GRU resets after the product.
+    """
+
+    operator: str
+    directions: int
+    features: int
+    hidden: int
+    lengths: bool
+    table: bool
+    after: bool = True
+
+    @classmethod
+    def of(cls, node: ir.Node, tables: bool) -> "Shape":
+        """The shape of a node, with lookup tables allowed or not."""
+        weight, recurrent = constant(node.inputs[1]), constant(node.inputs[2])
+        assert weight is not None
+        assert recurrent is not None
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        lengths = len(node.inputs) > 4 and node.inputs[4] is not None
+        after = node.op_type != "GRU" or bool(node.attributes.get_int("linear_before_reset", 0))
+        table = tables and from_gather(source)
+        return cls(node.op_type, len(weight), weight.shape[2], recurrent.shape[2], lengths, table, after)
+
+
+Timer = Callable[[Shape, int], tuple[float, float]]
+"""Seconds of the native form and of the Scan for a shape and a batch size."""
+
+
+def lower(
+    model: ir.Model, mode: Lowering, *, tables: bool, batches: Sequence[int] = (1, 16), timer: Timer | None = None
+) -> list[str]:
+    """Give each recurrent node of a graph its form, in place.
+
+    Args:
+        model: the graph, its constants folded, before lookup tables are made.
+        mode: ``"native"`` leaves all, ``"scan"`` replaces all that can be, ``"auto"`` replaces those whose Scan was
+            faster, by the geometric mean over `batches`.
+        tables: whether lookup tables will be made.
+        batches: the batch sizes that matter.
+        timer: measures a shape; default is onnxruntime on this machine with one thread.
+
+    Returns:
+        One sentence for each kind of node.
+    """
+    candidates = [node for node in nodes(model) if can_lower(node)]
+    if mode == "native" or not candidates:
+        return []
+    if mode == "scan":
+        LowerRecurrent()(model)
+        return []
+    chosen: set[ir.Node] = set()
+    notes: dict[Shape, str] = {}
+    for node in candidates:
+        shape = Shape.of(node, tables)
+        ratios = []
+        for batch in batches:
+            native, scan = (timer or measure)(shape, batch)
+            ratios.append(native / scan)
+        faster = prod(ratios) > 1
+        if faster:
+            chosen.add(node)
+        told = ", ".join(f"{ratio:.2f} at batch {batch}" for ratio, batch in zip(ratios, batches, strict=True))
+        form = "a Scan over precomputed projections" if faster else "the native operator"
+        sizes = f"{shape.features} to {shape.hidden}" + (", behind a table" if shape.table else "")
+        notes[shape] = f"{shape.operator} {sizes}: {form}; a Scan is faster by {told}"
+    LowerRecurrent(chosen)(model)
+    return list(notes.values())
+
+
+def measure(shape: Shape, batch: int) -> tuple[float, float]:
+    """Time both forms of one node in interleaved rounds; seconds, medians. A shape is measured once in a process."""
+    if (shape, batch) not in _measured:
+        native = _alone(shape)
+        scan = ir.from_proto(ir.to_proto(native))
+        passes: list[ir.passes.InPlacePass] = [LowerRecurrent(), FoldConstants(), RemoveDead()]
+        passes += [LookupTables(True), RemoveDead()] if shape.table else []
+        ir.passes.PassManager([*passes, common.NameFixPass()], steps=1)(scan)
+        sessions = [_session(each) for each in (native, scan)]
+        rng = np.random.default_rng(0)
+        times: tuple[list[float], list[float]] = ([], [])
+        for number in range(_ROUNDS + 1):
+            feeds = _feeds(shape, batch, rng)
+            for session, found in zip(sessions, times, strict=True):
+                started = time.perf_counter()
+                session.run(None, feeds)
+                if number:
+                    found.append(time.perf_counter() - started)
+        _measured[shape, batch] = median(times[0]), median(times[1])
+    return _measured[shape, batch]
+
+
+def _feeds(shape: Shape, batch: int, rng: np.random.Generator) -> dict[str, Any]:
+    feeds: dict[str, Any] = {}
+    if shape.table:
+        feeds["ids"] = rng.integers(0, _ROWS, (_STEPS, batch))
+    else:
+        feeds["x"] = rng.standard_normal((_STEPS, batch, shape.features), np.float32)
+    if shape.lengths:
+        feeds["lengths"] = np.full(batch, _STEPS, np.int32)
+    return feeds
+
+
+def _session(model: ir.Model) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    data = ir.to_proto(model).SerializeToString()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _alone(shape: Shape) -> ir.Model:
+    """A graph of one node with random weights, behind an embedding if a table can take its place."""
+    rng = np.random.default_rng(0)
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[shape.operator] * shape.hidden
+    bound = shape.hidden**-0.5
+
+    def initializer(name: str, *size: int) -> ir.Value:
+        array = rng.uniform(-bound, bound, size).astype(np.float32)
+        tensor = ir.tensor(array, name=name)
+        return ir.Value(name=name, shape=ir.Shape(size), type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+    def value(name: str, dtype: ir.DataType, *size: int | str) -> ir.Value:
+        return ir.Value(name=name, shape=ir.Shape(size), type=ir.TensorType(dtype))
+
+    float_ = ir.DataType.FLOAT
+    weights = [
+        initializer("w", shape.directions, gates, shape.features),
+        initializer("r", shape.directions, gates, shape.hidden),
+        initializer("b", shape.directions, 2 * gates),
+    ]
+    made: list[ir.Node] = []
+    inputs: list[ir.Value] = []
+    initializers = list(weights)
+    if shape.table:
+        inputs.append(value("ids", ir.DataType.INT64, "time", "batch"))
+        initializers.append(initializer("embedding", _ROWS, shape.features))
+        made.append(ir.node("Gather", [initializers[-1], inputs[0]], {"axis": 0}))
+        made[0].outputs[0].type = ir.TensorType(float_)
+        made[0].outputs[0].shape = ir.Shape(["time", "batch", shape.features])
+        x = made[0].outputs[0]
+    else:
+        x = value("x", float_, "time", "batch", shape.features)
+        inputs.append(x)
+    lengths = value("lengths", ir.DataType.INT32, "batch") if shape.lengths else None
+    if lengths is not None:
+        inputs.append(lengths)
+    attributes: dict[str, Any] = {"hidden_size": shape.hidden}
+    attributes["direction"] = "bidirectional" if shape.directions == 2 else "forward"
+    if shape.operator == "GRU":
+        attributes["linear_before_reset"] = int(shape.after)
+    node = ir.node(shape.operator, [x, *weights, lengths], attributes, num_outputs=1)
+    node.outputs[0].type = ir.TensorType(float_)
+    node.outputs[0].shape = ir.Shape(["time", shape.directions, "batch", shape.hidden])
+    node.outputs[0].name = "y"
+    made.append(node)
+    graph = ir.Graph(
+        inputs, [node.outputs[0]], nodes=made, initializers=initializers, opset_imports={"": 20}, name="measured"
+    )
+    return ir.Model(graph, ir_version=10)
