@@ -1,6 +1,6 @@
 """The whole road on real input: train, export, prove, serve, call, stream.
 
-python -m examples.language_id.demo [--text "…"] [--seconds 140] [--reuse]
+python -m examples.language_id.demo [--text "…"] [--snippets 80000] [--reuse]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from cellport.serve import Client, Server
 from .data import CODES, LANGUAGES, Ids, Snippets, draw, encode, load, trigrams
 from .model import LanguageIdentifier, factory
 from .sentences import SENTENCES
-from .train import predict, train
+from .train import SNIPPETS, predict, train
 
 OUT = Path("out/language_id")
 TABLE, PLAIN = "language_id", "language_id_plain"
@@ -36,14 +36,16 @@ def main() -> int:
     """Run the demonstration; return the exit status."""
     parser = argparse.ArgumentParser(description="Train, export, prove, serve and call a language identifier.")
     parser.add_argument("--text", help="a sentence of your own to identify")
-    parser.add_argument("--seconds", type=float, default=140, help="time to train (default 140)")
+    parser.add_argument("--snippets", type=int, default=SNIPPETS, help=f"how many to train on (default {SNIPPETS:,})")
     parser.add_argument("--reuse", action="store_true", help="take the weights of the last run instead of training")
     arguments = parser.parse_args()
+    if arguments.snippets < 1:
+        parser.error(f"--snippets is {arguments.snippets}; accepted: at least 1")
     torch.manual_seed(0)
     OUT.mkdir(parents=True, exist_ok=True)
 
     heading("Training")
-    model, held_out = trained(arguments.seconds, arguments.reuse)
+    model, held_out = trained(arguments.snippets, arguments.reuse)
     expected = predict(model, held_out)
     print(
         f"held-out accuracy in PyTorch: {accuracy(expected, held_out):.2%} ({len(expected):,} snippets of 1 to 8 words)"
@@ -79,7 +81,7 @@ def heading(text: str) -> None:
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}\n{'-' * len(text)}", flush=True)
 
 
-def trained(seconds: float, reuse: bool) -> tuple[LanguageIdentifier, Snippets]:
+def trained(snippets: int, reuse: bool) -> tuple[LanguageIdentifier, Snippets]:
     """The trained model and the held-out snippets."""
     training, held_out = load()
     words = sum(len(each.words) for each in training)
@@ -90,7 +92,7 @@ def trained(seconds: float, reuse: bool) -> tuple[LanguageIdentifier, Snippets]:
         model.load_state_dict(load_file(weights))
         print(f"weights of the last run, {weights}")
     else:
-        train(model, training, seconds)
+        train(model, training, snippets)
         save_file(model.state_dict(), weights)
     return model.eval(), draw(held_out, HELD_OUT_SNIPPETS, np.random.default_rng(1))
 

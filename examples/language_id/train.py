@@ -1,6 +1,4 @@
-"""Training: as many snippets as fit into a given time."""
-
-import time
+"""Training: a given number of snippets, drawn from a seed, so that a busy machine takes longer and learns the same."""
 
 import numpy as np
 import torch
@@ -11,44 +9,46 @@ from tqdm import tqdm
 from .data import MOST_WORDS, Snippets, Vocabulary, draw
 from .model import LanguageIdentifier
 
-BATCH = 64
+SNIPPETS = 80_000
+"""Takes 230 s of processor time, two minutes of two cores, and gives a held-out accuracy of 72.8 %."""
+
+BATCH = 32
 RATE = 8e-3
 
 
-def train(model: LanguageIdentifier, vocabularies: list[Vocabulary], seconds: float, seed: int = 0) -> int:
-    """Train by Adam with one cosine decay over the given wall-clock time.
+def train(model: LanguageIdentifier, vocabularies: list[Vocabulary], snippets: int = SNIPPETS, seed: int = 0) -> None:
+    """Train by Adam, with one cosine decay over all snippets.
 
     The snippets of a batch have the same number of words, so that little of it is padding.
 
     The loss is the mean of the cross-entropies of every step's guess and of the answer: the guess should be good early,
     and the answer best.
 
-    Returns:
-        How many snippets were seen.
+    Args:
+        model: changed in place.
+        vocabularies: one a language.
+        snippets: how many to draw, rounded up to whole batches.
+        seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     model.train()
-    started = time.monotonic()
-    seen = 0
+    steps = -(-snippets // BATCH)
     bar = "training {percentage:3.0f}%|{bar:30}| {postfix}"
-    with tqdm(total=100, bar_format=bar) as progress:
-        while (part := (time.monotonic() - started) / seconds) < 1:
+    with tqdm(total=steps, bar_format=bar) as progress:
+        for done in range(steps):
             for group in optimiser.param_groups:
-                group["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * part))
-            snippets = draw(vocabularies, BATCH, rng, words=int(rng.integers(1, MOST_WORDS + 1)))
-            loss, accuracy = step(model, snippets)
+                group["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * done / steps))
+            batch = draw(vocabularies, BATCH, rng, words=int(rng.integers(1, MOST_WORDS + 1)))
+            loss, accuracy = step(model, batch)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            seen += BATCH
-            progress.n = 100 * part
-            progress.set_postfix_str(f"{seen:,} snippets, loss {loss.item():.3f}, right {accuracy:.1%}")
-        progress.n = 100
-        progress.refresh()
+            seen = (done + 1) * BATCH
+            progress.set_postfix_str(f"{seen:,} snippets, loss {loss.item():.3f}, right {accuracy:.1%}", refresh=False)
+            progress.update()
     model.eval()
-    return seen
 
 
 def step(model: LanguageIdentifier, snippets: Snippets) -> tuple[torch.Tensor, float]:

@@ -12,7 +12,7 @@ from cellport.serve import Client, Server
 from examples.language_id import data, demo
 from examples.language_id.model import LanguageIdentifier, factory
 from examples.language_id.sentences import SENTENCES
-from examples.language_id.train import predict, step
+from examples.language_id.train import predict, step, train
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +126,15 @@ def test_any_text_can_be_shown_as_it_is_typed(
     with Server(trained[1], port=0) as server:
         demo.show_typing(server.address, text)
     assert capsys.readouterr().out.splitlines()[-1].strip().startswith(last)
+
+
+def test_training_is_the_same_amount_of_work_and_the_same_result_every_time(
+    vocabularies: tuple[list[data.Vocabulary], list[data.Vocabulary]],
+) -> None:
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = LanguageIdentifier(embedding=4, hidden=8)
+        train(model, vocabularies[0], snippets=70)
+        weights.append(model.head.weight.detach())
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
