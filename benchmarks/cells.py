@@ -8,7 +8,9 @@ times faster each contender is than onnxruntime's native LSTM.
 Which rows of a 240 MB table are read decides whether they come from cache or from memory. So the ids are drawn in two
 ways: by Zipf's law, as words of natural text are, and uniformly, which is the worst case.
 
-    python benchmarks/cells.py [--rounds 15] [--batches 1 16] [--json cells.json]
+    python benchmarks/cells.py [--rounds 15] [--batches 1 16] [--json cells.json] [--parts sru recurrent]
+
+The second part, `recurrent`, compares the forms of LSTM, GRU and RNN (`benchmarks/recurrent.py`).
 
 The package `sru` compiles its processor kernel with g++ when it is first imported; without g++ it is left out.
 """
@@ -31,6 +33,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import onnx
 import onnxruntime
+import recurrent
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -86,6 +89,7 @@ def export(model: nn.Module, path: Path, *, lookup: bool) -> Contender:
         dynamic_shapes={"tokens": {0: "time", 1: "batch"}},
         lengths=None,
         lookup=lookup,
+        lowering="native",
         verify=False,
     )
     return session(path)
@@ -196,9 +200,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--parts", nargs="+", choices=["sru", "recurrent"], default=["sru", "recurrent"])
+    parser.add_argument("--cells", nargs="+", choices=list(recurrent.CELLS), default=list(recurrent.CELLS))
+    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--recurrent-batches", type=int, nargs="+", default=[1, 16, 64])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = []
+    results: list[dict[str, Any]] = []
+    if "sru" in arguments.parts:
+        results += compare_sru(arguments)
+    if "recurrent" in arguments.parts:
+        results += recurrent.run(arguments.cells, arguments.hidden, arguments.recurrent_batches, arguments.rounds)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def compare_sru(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The first part: SRU from lookup tables against what it replaces."""
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         found, missing = contenders(Path(folder))
         print(*missing, sep="\n", end="\n" if missing else "")
@@ -212,8 +231,7 @@ def main() -> None:
                     against = f"{package / value:15.1f}" if package else f"{'–':>15}"
                     print(f"{name:28}{value:8.2f}{base / value:16.1f} {against}")
                 results.append({"batch": batch, "ids": kind, "milliseconds": figures})
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    return results
 
 
 if __name__ == "__main__":
