@@ -5,6 +5,8 @@ Each pass is an `onnx_ir` pass with stated pre- and postconditions and can be ru
 
 from .clean_scans import CleanScans
 from .fold_constants import FoldConstants
+from .half_weights import HalfWeights
+from .int8_weights import Int8Weights
 from .lookup_tables import FoldedTable, LookupTables
 from .lower_recurrent import LowerRecurrent, can_lower
 from .move_transposes import MoveTransposes
@@ -20,6 +22,8 @@ __all__ = [
     "CleanScans",
     "FoldConstants",
     "FoldedTable",
+    "HalfWeights",
+    "Int8Weights",
     "LookupTables",
     "LowerRecurrent",
     "MoveTransposes",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from cellport.errors import ExportError
 
@@ -64,6 +65,8 @@ class PruneTables(ir.passes.InPlacePass):
                         f"{len(table.array)} rows"
                     )
             self._prune(model, name, fed, counts > 0)
+        if self.changes:
+            common.NameFixPass()(model)
         return ir.passes.PassResult(model, bool(self.changes))
 
     def _prune(self, model: ir.Model, name: str, fed: list[Table], occurs: Array) -> None:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from cellport.errors import ExportError
 
@@ -66,6 +67,8 @@ class TableTypes(ir.passes.InPlacePass):
                 self._change(model, table)
             elif reason:
                 self.notes.append(f"table {table.name!r} left as {table.array.dtype}: {reason}")
+        if self.changes:
+            common.NameFixPass()(model)
         return ir.passes.PassResult(model, bool(self.changes))
 
     def _kept(self, table: Table) -> str | None:
@@ -80,7 +83,7 @@ class TableTypes(ir.passes.InPlacePass):
             return "not all of its values are finite"
         limit = float(np.finfo(np.float16).max)
         if self._kind == "float16" and largest > limit:
-            return f"its largest absolute value, {largest:g}, is above {limit:g}, the largest of float16"
+            return f"its largest absolute value is {largest:g}, and float16 holds up to {limit:g}"
         if any(rank(gather.outputs[0]) is None for gather in table.gathers):
             return "the number of axes of its ids is not known"
         return None

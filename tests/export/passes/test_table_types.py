@@ -112,7 +112,7 @@ def test_values_beyond_float16_are_named_and_left() -> None:
     made, passing = model(table), TableTypes("float16")
     assert not passing(made).modified
     assert passing.notes == [
-        "table 'table' left as float32: its largest absolute value, 100000, is above 65504, the largest of float16"
+        "table 'table' left as float32: its largest absolute value is 100000, and float16 holds up to 65504"
     ]
 
 
