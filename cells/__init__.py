@@ -1,7 +1,9 @@
 """Recurrent cells that train in PyTorch and export to ONNX with batch and time dynamic."""
 
 from .base import SequenceCell, StepCell
+from .beam_search import beam_search
 from .checks import CellError
+from .generation import greedy
 from .gru import GRU, GRUCell
 from .layer_norm_lstm import LayerNormLSTM, LayerNormLSTMCell
 from .lstm import LSTM, LSTMCell, LSTMState
@@ -24,5 +26,7 @@ __all__ = [
     "SRUCell",
     "SequenceCell",
     "StepCell",
+    "beam_search",
+    "greedy",
     "recurrence",
 ]

@@ -10,7 +10,7 @@ PUBLIC = {
     "cellport": ["__version__"],
     "cellport.cells": [
         *("GRU", "LSTM", "RNN", "SRU", "CellError", "GRUCell", "LSTMCell", "LSTMState", "RNNCell", "SRUCell"),
-        *("SequenceCell", "StepCell", "recurrence"),
+        *("LayerNormLSTM", "LayerNormLSTMCell", "SequenceCell", "StepCell", "beam_search", "greedy", "recurrence"),
     ],
     "cellport.export": ["ExportSpec", "Report", "inspect", "to_onnx", "verify"],
     "cellport.export.passes": [
