@@ -91,10 +91,22 @@ def examine(
     examples = {} if args is None else _examples(manifest, args)
     cases: list[CaseFigures] = []
     verification = compare(
-        manifest, runner, own, float64, grid or Grid(), progress, examples=examples, record=cases.append
+        manifest,
+        runner,
+        own,
+        float64,
+        grid or Grid(),
+        progress,
+        examples=examples,
+        record=cases.append,
+        exact=_exact(manifest),
     )
     along = errors_by_step(manifest, runner, own, float64, examples, steps) if steps else ()
     return Examination(verification, tuple(cases), along)
+
+
+def _exact(manifest: Manifest) -> bool:
+    return manifest.source is None or manifest.source.exact
 
 
 def _examples(manifest: Manifest, args: tuple[Any, ...]) -> dict[str, Array]:

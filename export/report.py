@@ -17,6 +17,7 @@ class Report:
         manifest: the manifest in the file.
         notes: decisions and their reasons, one sentence each.
         seconds: time of the whole export, verification included.
+        metric: the task's metric of PyTorch and of the file, if there was a function for it.
     """
 
     path: Path
@@ -25,6 +26,7 @@ class Report:
     manifest: Manifest
     notes: tuple[str, ...]
     seconds: float
+    metric: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         """The report as text."""
@@ -34,8 +36,16 @@ class Report:
         if verification is None:
             lines.append("  not verified")
         else:
-            lines.append(f"  equal to PyTorch in {verification.cases} cases:")
+            said = "equal to" if self.exact else "measured against"
+            lines.append(f"  {said} PyTorch in {verification.cases} cases:")
             for each in verification.outputs:
                 errors = f"error {each.onnx_error:.2e} against float64 (PyTorch's own {each.torch_error:.2e})"
                 lines.append(f"    {each.name}: {errors}")
+        if self.metric is not None:
+            lines.append(f"  metric {self.metric[1]:.6g} (PyTorch {self.metric[0]:.6g})")
         return "\n".join(lines)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the file is held to the rule of equivalence, as it is unless its weights or tables are smaller."""
+        return self.manifest.source is None or self.manifest.source.exact

@@ -111,6 +111,7 @@ def compare(
     examples: Mapping[str, Array] = _NONE,
     record: Callable[[CaseFigures], None] | None = None,
     exact: bool = True,
+    only: Mapping[str, Array] = _NONE,
 ) -> Verification:
     """Compare a file with the module it was made from.
 
@@ -124,6 +125,7 @@ def compare(
         examples: accepted values by input name, which random inputs are to be like.
         record: called with the figures of each case and output.
         exact: whether the rule must hold; a file with smaller weights or tables is only measured.
+        only: the integers to draw for an input, instead of those of its range.
 
     Returns:
         The largest errors of each output.
@@ -137,7 +139,7 @@ def compare(
     figures: dict[str, OutputFigures] = {}
     worst: tuple[float, str] | None = None
     for number, case in enumerate(cases):
-        drawn = feeds(manifest, case, examples)
+        drawn = feeds(manifest, case, examples, only)
         for name, (error, own, largest, integer) in _errors(contract, onnx, float32, float64, case, drawn).items():
             seen = figures.get(name)
             figures[name] = OutputFigures(
@@ -213,7 +215,9 @@ def _distance(value: Array, truth: Array) -> float:
     return float(np.where(np.isnan(difference), np.inf, difference).max())
 
 
-def feeds(manifest: Manifest, case: Case, examples: Mapping[str, Array] = _NONE) -> tuple[Arrays, Arrays]:
+def feeds(
+    manifest: Manifest, case: Case, examples: Mapping[str, Array] = _NONE, only: Mapping[str, Array] = _NONE
+) -> tuple[Arrays, Arrays]:
     """Draw the inputs of a case. Axes other than batch and time take the sizes 1, 2 and 5 in turn.
 
     Returns:
@@ -237,11 +241,13 @@ def feeds(manifest: Manifest, case: Case, examples: Mapping[str, Array] = _NONE)
                 clean[spec.name] = garbage[spec.name] = np.full(case.batch, case.steps)
             continue
         shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 2) for axis in spec.axes)
-        value = _draw(rng, spec, shape, examples)
+        value = _draw(rng, spec, shape, examples, only)
         if spec.axes == (BATCH,) and spec.range is None and value.dtype.kind in "iu":
             value = np.minimum(value, case.steps).astype(value.dtype)  # these may be lengths
         clean[spec.name] = valid_part(value, spec.axes, lengths)
-        dirty = np.full(shape, np.nan, spec.dtype) if value.dtype.kind == "f" else _draw(rng, spec, shape, examples)
+        dirty = (
+            np.full(shape, np.nan, spec.dtype) if value.dtype.kind == "f" else _draw(rng, spec, shape, examples, only)
+        )
         valid = valid_part(np.ones(shape, bool), spec.axes, lengths)
         garbage[spec.name] = np.where(valid, value, dirty)
     for state in manifest.states:
@@ -254,6 +260,14 @@ def feeds(manifest: Manifest, case: Case, examples: Mapping[str, Array] = _NONE)
     return clean, garbage
 
 
-def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], examples: Mapping[str, Array]) -> Array:
+def _draw(
+    rng: np.random.Generator,
+    spec: InputSpec,
+    shape: tuple[int, ...],
+    examples: Mapping[str, Array],
+    only: Mapping[str, Array],
+) -> Array:
+    if spec.name in only:
+        return rng.choice(only[spec.name], shape).astype(spec.dtype)
     bounds = None if spec.range is None else (spec.range.minimum, spec.range.maximum)
     return draw(rng, shape, spec.dtype, bounds, examples.get(spec.name))

@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from .graphs import integers, nodes, scan_body, scan_states
+from .graphs import integers, nodes, scan_body, scan_states, separate_outputs
 
 
 class CleanScans(ir.passes.InPlacePass):
@@ -21,7 +21,7 @@ class CleanScans(ir.passes.InPlacePass):
         modified = False
         for node in list(nodes(model, "Scan")):
             modified |= _remove_copies(scan_body(node))
-            modified |= _separate(scan_body(node))
+            modified |= separate_outputs(scan_body(node))
             modified |= _remove_unread(node)
         return ir.passes.PassResult(model, modified)
 
@@ -43,21 +43,6 @@ def _remove_copies(body: ir.Graph) -> bool:
         ir.convenience.replace_all_uses_with(copy, source)
         body.remove(node, safe=True)
         modified = True
-    return modified
-
-
-def _separate(body: ir.Graph) -> bool:
-    """Give each output of a body a value of its own; the runtime leaves one of two with the same value unwritten."""
-    seen: set[ir.Value] = set(body.inputs)
-    modified = False
-    for index, output in enumerate(body.outputs):
-        if output in seen:
-            copy = ir.node("Identity", [output])
-            copy.outputs[0].type, copy.outputs[0].shape = output.type, output.shape
-            body.append(copy)
-            body.outputs[index] = copy.outputs[0]
-            modified = True
-        seen.add(body.outputs[index])
     return modified
 
 

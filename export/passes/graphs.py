@@ -73,3 +73,18 @@ def add_initializer(model: ir.Model, name: str, array: "np.ndarray[Any, Any]") -
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
+
+
+def separate_outputs(body: ir.Graph) -> bool:
+    """Give each output of a body a value of its own; the runtime leaves one of two with the same value unwritten."""
+    seen: set[ir.Value] = set(body.inputs)
+    modified = False
+    for index, output in enumerate(body.outputs):
+        if output in seen:
+            copy = ir.node("Identity", [output])
+            copy.outputs[0].type, copy.outputs[0].shape = output.type, output.shape
+            body.append(copy)
+            body.outputs[index] = copy.outputs[0]
+            modified = True
+        seen.add(body.outputs[index])
+    return modified

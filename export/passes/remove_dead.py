@@ -3,11 +3,14 @@
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from .graphs import nodes, separate_outputs
+
 
 class RemoveDead(ir.passes.InPlacePass):
     """Remove Identities, repeated subexpressions, repeated initializers, and everything that no output needs.
 
-    Postcondition: every node and initializer reaches an output; constants are initializers of the main graph.
+    Postcondition: every node and initializer reaches an output; constants are initializers of the main graph; no two
+    outputs of a loop's body are one value (the runtime would leave one of them unwritten).
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -22,4 +25,8 @@ class RemoveDead(ir.passes.InPlacePass):
             common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),
         )
-        return passes(model)
+        result = passes(model)
+        for node in nodes(model):
+            if node.op_type in ("Scan", "Loop") and node.domain == "":
+                separate_outputs(node.attributes["body"].as_graph())
+        return result

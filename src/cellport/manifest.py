@@ -203,6 +203,9 @@ class Source:
         structure: how those arguments are put together, as torch's pytree writes it; None if that cannot be written.
         lifted_states: paths of the cells whose state became an input of the graph.
         lifted_lengths: paths of the cells that are given the added lengths.
+        weights: element type of weights.
+        tables: element type of lookup tables and embeddings.
+        pruned: names of the inputs of which tokens that never occur share a row.
     """
 
     model: str
@@ -213,6 +216,14 @@ class Source:
     structure: str | None = None
     lifted_states: tuple[str, ...] = ()
     lifted_lengths: tuple[str, ...] = ()
+    weights: str = "float32"
+    tables: str = "float32"
+    pruned: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing was made smaller, so that the file has to compute what the module computes."""
+        return self.weights == self.tables == "float32" and not self.pruned
 
 
 @dataclass(frozen=True, kw_only=True)

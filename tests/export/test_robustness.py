@@ -156,7 +156,7 @@ def test_a_failed_export_leaves_the_older_file(tmp_path: Path, monkeypatch: pyte
 
 
 def test_large_tensors_go_beside_the_file_and_leave_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cellport.export.exporter._EXTERNAL_DATA_FROM", 1)
+    monkeypatch.setattr("cellport.export.graphing._EXTERNAL_DATA_FROM", 1)
     model, path = Tokens(cell("gru", batch_first=True)).eval(), tmp_path / "m.onnx"
     to_onnx(model, (IDS,), path, dynamic_shapes=SHAPES)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]

@@ -1,0 +1,140 @@
+"""From a captured module to an ONNX graph: traced, translated, optimised, with optional inputs; and onto disk."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from cellport.errors import CellportError, ExportError
+from cellport.manifest import BATCH, METADATA_KEY, Manifest
+
+from . import passes
+from .capture import Captured
+from .lowering import Lowering, lower
+from .passes.optional_inputs import Default
+from .probing import looped_step
+from .translate import quiet, translate
+from .writing import external_data
+
+__all__ = ["check", "graph_of_module", "make_optional", "save"]
+
+_EXTERNAL_DATA_FROM = 64_000_000
+"""Bytes of weights and tables from which they go beside the file, where processes share one copy of them."""
+
+
+def graph_of_module(
+    captured: Captured,
+    opset_version: int,
+    folding: passes.LookupTables,
+    lowering: Lowering,
+    tables: bool,
+    batches: Sequence[int],
+) -> tuple[ir.Model, list[str]]:
+    """Trace, translate and optimise.
+
+    Args:
+        captured: the module.
+        opset_version: of the graph.
+        folding: the pass that makes lookup tables.
+        lowering: the form of recurrent nodes.
+        tables: whether lookup tables may be made.
+        batches: batch sizes to choose the form for.
+
+    Returns:
+        The graph, and what was decided about its recurrent nodes.
+
+    Raises:
+        ExportError: the module cannot be traced or translated; the message names what stands in the way.
+    """
+    leaves = captured.leaves()
+    dimensions = {axis: torch.export.Dim(axis, min=1) for axis in captured.sizes}
+    shapes = tuple(
+        {position: dimensions[axis] for position, axis in enumerate(leaf.axes) if isinstance(axis, str)}
+        for leaf in leaves
+    )
+    try:
+        with quiet(), torch.no_grad():
+            torch._dynamo.reset()  # what an earlier export fixed would be fixed in this one
+            program = torch.export.export(
+                captured.module,
+                tuple(captured.example(captured.unlike_sizes())),
+                dynamic_shapes=(shapes,),
+                strict=False,
+            )
+    except CellportError:
+        raise
+    except Exception as error:  # whatever the user's forward and torch's tracer raise
+        examples = {leaf.name: leaf.example for leaf in leaves}
+        user = [examples[name] for name in captured.arguments]
+        looped = looped_step(captured.module.model, user, captured.module.structure)
+        raise ExportError(looped or _why_not_traced(error)) from error
+    graph = translate(program, opset_version)
+    clean: list[ir.passes.InPlacePass] = [
+        passes.FoldConstants(),
+        passes.RemoveDead(),
+        passes.CleanScans(),
+        passes.ReverseScans(),
+        passes.MoveTransposes(),
+        passes.RemoveDead(),
+    ]
+    ir.passes.PassManager([passes.NameWeights("model."), *clean, *clean[-2:]], steps=1)(graph)
+    notes = lower(graph, lowering, tables=tables, batches=batches)
+    ir.passes.PassManager([*clean, folding, *clean, passes.CleanScans()], steps=1)(graph)
+    inputs = [(leaf.name, leaf.axes) for leaf in leaves]
+    outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]
+    ir.passes.PassManager([passes.SeparateOutputs(), passes.NameTensors(inputs, outputs)], steps=1)(graph)
+    return graph, notes
+
+
+def _why_not_traced(error: Exception) -> str:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if "data-dependent" in text.lower() or "GuardOnDataDependent" in type(error).__name__:
+        return f"the model branches or sizes a tensor on the values of its inputs: {first}"
+    if "specializ" in text or "Constraints violated" in text:
+        return f"the model fixes an axis that dynamic_shapes declares dynamic: {' '.join(text.split())[:500]}"
+    return f"torch.export cannot trace the model: {first}"
+
+
+def make_optional(graph: ir.Model, captured: Captured, optional: bool) -> None:
+    """Make states and added lengths optional."""
+    defaults: dict[str, Default] = {}
+    if captured.added_lengths and captured.lengths is not None:
+        value = next(leaf for leaf in captured.inputs if leaf.name == captured.lengths).example[:1]
+        defaults[captured.lengths] = Default(value.numpy(), 0)
+    if optional:
+        for each in captured.states:
+            defaults[each.input] = Default(each.initial.numpy(), each.axes.index(BATCH))
+    if defaults:
+        first = next((leaf for leaf in captured.inputs if BATCH in leaf.axes and leaf.name not in defaults), None)
+        if first is None:
+            raise ExportError(
+                f"no input but the states has an axis {BATCH!r}, so that nothing tells the batch size where a state is "
+                f"left out; name that axis in dynamic_shapes, or use state_inputs='required'"
+            )
+        passes.OptionalInputs(defaults, (first.name, first.axes.index(BATCH)))(graph)
+
+
+def save(graph: ir.Model, manifest: Manifest, path: Path) -> None:
+    """Write the file; large ones in two parts."""
+    graph.metadata_props[METADATA_KEY] = manifest.to_json()
+    graph.producer_name, graph.producer_version = "cellport", version("cellport")
+    size = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
+    external = external_data(path).name if size >= _EXTERNAL_DATA_FROM else None
+    ir.save(graph, path, external_data=external)
+
+
+def check(graph: ir.Model, folder: Path) -> None:
+    """Check a graph in full, its weights left on disk: the checker would copy them several times."""
+    path = folder / "check.onnx"
+    ir.save(graph, path, external_data=external_data(path).name)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+    finally:
+        path.unlink(missing_ok=True)
+        external_data(path).unlink(missing_ok=True)

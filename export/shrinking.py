@@ -1,0 +1,152 @@
+"""Smaller tables and weights: what an export makes of them, and what that costs."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from cellport.errors import ExportError
+from cellport.manifest import Manifest, TableSpec
+
+from . import passes
+from .passes.prune_tables import read_counts
+from .passes.tables import TableChange, tables_of
+from .runs import Array
+from .runtime import OnnxRunner
+from .verification import Case, feeds
+from .writing import external_data
+
+__all__ = ["Shrinking", "TableType", "WeightType"]
+
+TableType = Literal["float32", "float16", "int8"]
+WeightType = Literal["float32", "float16", "int8"]
+
+_BATCHES, _STEPS, _ROUNDS = (1, 16), 64, 7
+_TYPES = ("float32", "float16", "int8")
+
+
+class Shrinking:
+    """What of a graph is stored smaller.
+
+    Args:
+        tables: element type of lookup tables and embeddings.
+        block: columns of an int8 table that share a scale; None for whole rows.
+        counts: how often each token occurs, by input name: integers [vocabulary] or a file of them.
+        weights: element type of weights.
+
+    Attributes:
+        notes: what was changed or left, and why.
+        only: the tokens that occur, by input name, where they were counted.
+
+    Raises:
+        ExportError: a type is not accepted.
+    """
+
+    def __init__(
+        self,
+        *,
+        tables: TableType,
+        block: int | None,
+        counts: Mapping[str, Array | str | os.PathLike[str]],
+        weights: WeightType,
+    ) -> None:
+        for name, value in (("tables", tables), ("weights", weights)):
+            if value not in _TYPES:
+                raise ExportError(f"{name} is {value!r}; accepted: {', '.join(map(repr, _TYPES))}")
+        if not isinstance(counts, Mapping):
+            raise ExportError(f"counts is {counts!r}; accepted: a mapping from input name to counts or to their file")
+        self._tables: TableType = tables
+        self._block = block
+        self._counts = counts
+        self._weights: WeightType = weights
+        self._changes: dict[str, TableChange] = {}
+        self.notes: list[str] = []
+        self.only: dict[str, Array] = {}
+
+    @property
+    def exact(self) -> bool:
+        """Whether the file has to compute what the module computes, for the tokens that occur."""
+        return self._tables == self._weights == "float32"
+
+    def source(self) -> dict[str, Any]:
+        """Fields of the manifest's `Source`."""
+        return {"weights": self._weights, "tables": self._tables, "pruned": tuple(self._counts)}
+
+    def run(self, graph: ir.Model) -> None:
+        """Make a graph smaller, in place; its inputs have their names."""
+        if self.exact and not self._counts:
+            return
+        if self._counts:
+            counts = {name: self._count(graph, name) for name in self._counts}
+            self._run_tables(graph, passes.PruneTables(counts))
+            self.only = {name: np.flatnonzero(each) for name, each in counts.items()}
+        if self._tables != "float32":
+            self._run_tables(graph, passes.TableTypes(self._tables, self._block))
+        if self._weights == "float16":
+            self._run(graph, passes.HalfWeights())
+        elif self._weights == "int8":
+            self._run(graph, passes.Int8Weights())
+        passes.RemoveDead()(graph)
+        common.NameFixPass()(graph)
+
+    def _run_tables(self, graph: ir.Model, made: Any) -> None:
+        self._run(graph, made)
+        self._changes |= {change.name: change for change in made.changes}
+
+    def _run(self, graph: ir.Model, made: Any) -> None:
+        made(graph)
+        self.notes.extend(made.notes)
+
+    def _count(self, graph: ir.Model, name: str) -> Array:
+        given = self._counts[name]
+        if not isinstance(given, str | os.PathLike):
+            return np.asarray(given)
+        rows = [len(table.array) for table in tables_of(graph)]
+        if not rows:
+            raise ExportError(f"counts are given for input {name!r}, but the graph has no table")
+        return read_counts(Path(given), max(rows))
+
+    def tables_of(self, folded: Sequence[passes.FoldedTable]) -> list[TableSpec]:
+        """The lookup tables as they are stored now."""
+        made = []
+        for table in folded:
+            change = self._changes.get(table.name)
+            dtype, size = (table.dtype, table.bytes) if change is None else (change.dtype, change.bytes)
+            made.append(
+                TableSpec(name=table.name, vocabulary=table.vocabulary, width=table.width, dtype=dtype, bytes=size)
+            )
+        return made
+
+    def keep(self, graph: ir.Model, folder: Path) -> Path | None:
+        """Write the graph as it is before it is made smaller, to compare its speed; None if it stays as it is."""
+        if self.exact and not self._counts:
+            return None
+        path = folder / "wide.onnx"
+        ir.save(graph, path, external_data=external_data(path).name)
+        return path
+
+    def compare_speed(self, wide: Path, small: Path, manifest: Manifest, examples: Mapping[str, Array]) -> list[str]:
+        """Time both files in interleaved rounds, with one thread, and say which is faster on this machine."""
+        sessions = [OnnxRunner(path, threads=1) for path in (wide, small)]
+        told = []
+        for batch in _BATCHES:
+            case = Case(batch, _STEPS, manifest.lengths is not None, True, None, batch)
+            given, _ = feeds(manifest, case, examples, self.only)
+            times: tuple[list[float], list[float]] = ([], [])
+            for number in range(_ROUNDS + 1):
+                for session, found in zip(sessions, times, strict=True):
+                    started = time.perf_counter()
+                    session(given)
+                    if number:
+                        found.append(time.perf_counter() - started)
+            ratio = median(times[0]) / median(times[1])
+            speed = f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times SLOWER"
+            told.append(f"{speed} at batch {batch}")
+        types = f"weights {self._weights}, tables {self._tables}" + (", pruned" if self._counts else "")
+        return [f"{types}: {' and '.join(told)} than float32, on this machine, {_STEPS} steps, one thread"]

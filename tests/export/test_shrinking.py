@@ -1,0 +1,104 @@
+"""Smaller tables and weights through `to_onnx`: what the file, its manifest and the report say."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cellport.errors import ExportError
+from cellport.export import Report, to_onnx, verify
+from cellport.export.runs import Runner
+from cellport.export.runtime import OnnxRunner
+
+from .models import VOCABULARY, Tokens, cell
+
+SHAPES: dict[str, Any] = {"tokens": {0: "batch", 1: "time"}}
+IDS = torch.arange(6).reshape(2, 3)
+HIDDEN = 160
+COUNTS = np.where(np.arange(VOCABULARY) < 7, 5, 0)
+
+
+def export(kind: str, path: Path, **options: Any) -> tuple[torch.nn.Module, Report]:
+    torch.manual_seed(0)
+    model = Tokens(cell(kind, features=96, hidden=HIDDEN, batch_first=True), features=96).eval()
+    model.embedding = torch.nn.Embedding(VOCABULARY * 100, 96).eval()
+    said = {"dynamic_shapes": SHAPES, "lowering": "scan", "lookup": "auto", **options}
+    return model, to_onnx(model, (IDS,), path, **said)
+
+
+def mean(run: Runner) -> float:
+    return float(run({"tokens": np.arange(40).reshape(4, 10)})["output"].mean())
+
+
+# Values are a few units, and a few rounding steps of the type (2⁻¹¹ and 1/254 of a value) add up in an output.
+@pytest.mark.parametrize(("tables", "width", "bound"), [("float16", 2, 16 / 2**11), ("int8", 1, 16 / 254)])
+@pytest.mark.parametrize("kind", ["lstm", "sru-v2"])
+def test_tables_take_fewer_bytes_and_are_measured(
+    kind: str, tables: Any, width: int, bound: float, tmp_path: Path
+) -> None:
+    model, report = export(kind, tmp_path / "m.onnx", tables=tables, evaluate=mean)
+    assert report.manifest.source is not None
+    assert report.manifest.source.tables == tables
+    assert not report.exact
+    rows = VOCABULARY * 100
+    for table in report.manifest.tables:
+        scales = 4 * rows if tables == "int8" else 0
+        assert (table.dtype, table.bytes) == (tables, rows * table.width * width + scales)
+    assert report.manifest.verification is not None
+    assert max(each.onnx_error for each in report.manifest.verification.outputs) < bound
+    assert report.metric is not None
+    assert 0 < abs(report.metric[0] - report.metric[1]) < bound
+    assert any("than float32, on this machine" in note for note in report.notes)
+    assert "measured against PyTorch" in str(report)
+    verify(model, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn-tanh", "sru-v2"])
+def test_weights_take_fewer_bytes_and_are_measured(kind: str, weights: Any, tmp_path: Path) -> None:
+    _, wide = export(kind, tmp_path / "wide.onnx", lookup=False, verify=False)
+    _, report = export(kind, tmp_path / "m.onnx", lookup=False, weights=weights)
+    assert report.bytes < wide.bytes
+    assert report.manifest.source is not None
+    assert report.manifest.source.weights == weights
+    assert report.manifest.verification is not None
+    assert max(each.onnx_error for each in report.manifest.verification.outputs) < 0.1
+
+
+def test_tokens_that_never_occur_share_a_row_and_the_others_are_exact(tmp_path: Path) -> None:
+    counts = np.tile(COUNTS, 100)
+    _, wide = export("gru", tmp_path / "wide.onnx", verify=False)
+    _, report = export("gru", tmp_path / "m.onnx", counts={"tokens": counts})
+    assert report.manifest.source is not None
+    assert report.manifest.source.pruned == ("tokens",)
+    assert sum(each.bytes for each in report.manifest.tables) < 0.4 * sum(each.bytes for each in wide.manifest.tables)
+    (spec,) = (each for each in report.manifest.inputs if each.name == "tokens")
+    assert spec.range is not None
+    assert spec.range.maximum == VOCABULARY * 100 - 1
+    ids = np.flatnonzero(counts)[:60].reshape(3, 20)
+    found, before = (OnnxRunner(tmp_path / name)({"tokens": ids})["output"] for name in ("m.onnx", "wide.onnx"))
+    np.testing.assert_array_equal(found, before)
+
+
+def test_counts_may_come_from_a_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "counts.npy", np.tile(COUNTS, 100))
+    _, report = export("gru", tmp_path / "m.onnx", counts={"tokens": tmp_path / "counts.npy"})
+    assert any("tokens of input 'tokens' do not occur" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "int4"}, "weights is 'int4'; accepted: 'float32', 'float16', 'int8'"),
+        ({"tables": "int4"}, "tables is 'int4'; accepted: 'float32', 'float16', 'int8'"),
+        ({"tables": "int8", "table_block": 0}, "block is 0 for int8 tables"),
+        ({"counts": [1, 2]}, "counts is .* accepted: a mapping from input name"),
+        ({"counts": {"words": np.ones(3, int)}}, "counts are given for input 'words'"),
+        ({"counts": {"tokens": np.ones(3, int)}}, "are for 3 tokens"),
+    ],
+)
+def test_wrong_use_is_refused_by_name(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=message):
+        export("gru", tmp_path / "m.onnx", **options)
