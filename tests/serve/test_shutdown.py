@@ -115,7 +115,7 @@ class _Throttle:
 
 def test_an_answer_that_a_slow_client_still_reads_is_not_broken_off(tmp_path: Path) -> None:
     """The handler has returned long before; what is left of the grace time is for its bytes."""
-    models.save_slow(tmp_path / "slow" / "1" / "model.onnx", loops=1000)
+    models.save_slow(tmp_path / "slow" / "1" / "model.onnx", loops=300)
     rows = np.ones((3_000_000, 1), np.float32)  # more than the buffers on the way hold
     with Engine(tmp_path) as engine:
         server = Server(engine, ServerSettings(grace_seconds=WAIT), port=0)
@@ -129,7 +129,7 @@ def test_an_answer_that_a_slow_client_still_reads_is_not_broken_off(tmp_path: Pa
             throttle.hold()
             stopping = threading.Thread(target=server.stop)
             stopping.start()
-            stopping.join(2)
+            stopping.join(4)
             assert stopping.is_alive()
             assert not waiting.done()
             throttle.release()
