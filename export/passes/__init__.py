@@ -3,6 +3,7 @@
 Each pass is an `onnx_ir` pass with stated pre- and postconditions and can be run alone.
 """
 
+from .calibration import calibrate
 from .clean_scans import CleanScans
 from .fold_constants import FoldConstants
 from .half_weights import HalfWeights
@@ -35,5 +36,6 @@ __all__ = [
     "ReverseScans",
     "SeparateOutputs",
     "TableTypes",
+    "calibrate",
     "can_lower",
 ]

@@ -60,7 +60,6 @@ class Bounds:
         if value.name in self._assumed:
             return self._assumed[value.name or ""]
         if value not in self._known:
-            self._known[value] = None  # while it is being found, and if it leads back to itself
             self._known[value] = self._find(value)
         return self._known[value]
 
@@ -140,8 +139,9 @@ class Bounds:
             if old.dtype in FLOATS and (start is None or _within(start)):
                 supposed.add(old)
         while value in supposed:
+            # All states have a value here, so that nothing that is asked for leads back to itself.
             trial = copy.copy(self)
-            trial._known = self._known | dict.fromkeys(supposed, _UNIT)
+            trial._known = self._known | dict.fromkeys(body.inputs[:states]) | dict.fromkeys(supposed, _UNIT)
             kept = {old for old in supposed if _within(trial.of(body.outputs[body.inputs.index(old)]))}
             if kept == supposed:
                 return _UNIT

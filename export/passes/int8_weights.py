@@ -65,6 +65,8 @@ class Int8Weights(ir.passes.InPlacePass):
         ranges: least and largest value of left operands, by their names, as `calibrate` finds them.
         minimum: elements below which a weight outside of bodies stays as it is.
         minimum_in_bodies: the same in the bodies of Scans.
+        proven: use the ranges that follow from the graph too; without them the step fits each call's values better, at
+            the price of what is said above.
         reduce_range: keep weights within ±63. Processors without VNNI instructions add pairs of products in 16 bits,
             which larger weights can overflow.
 
@@ -82,9 +84,11 @@ class Int8Weights(ir.passes.InPlacePass):
         minimum: int = SMALL,
         minimum_in_bodies: int = SMALL_IN_BODIES,
         *,
+        proven: bool = True,
         reduce_range: bool = False,
     ) -> None:
         super().__init__()
+        self._proven = proven
         self._ranges = ranges
         self._minimum = minimum
         self._minimum_in_bodies = minimum_in_bodies
@@ -104,7 +108,10 @@ class Int8Weights(ir.passes.InPlacePass):
         self._reset()
         bounds = Bounds(model, self._ranges)
         found = products(model, self._minimum, self._minimum_in_bodies)
-        known = [bounds.of(product.left) for product in found]  # before anything changes
+        # All are found before anything changes.
+        known = [
+            bounds.of(product.left) if self._proven else self._ranges.get(product.left.name or "") for product in found
+        ]
         together = Counter((product.left, product.node.graph) for product in found)
         for product, interval in zip(found, known, strict=True):
             self._multiply(model, product, interval, together[product.left, product.node.graph] == 1)
@@ -282,7 +289,8 @@ def quantised_range(lowest: float, highest: float) -> tuple[Array, Array]:
         return np.array(1, np.float32), np.array(0, np.uint8)
     zero = min(max(round(255 * -low / (high - low)), int(low < 0)), 255 - int(high > 0))
     steps = [-low / zero if zero else 0.0, high / (255 - zero) if zero < 255 else 0.0]
-    return np.array(max(steps), np.float32), np.array(zero, np.uint8)
+    smallest = float(np.finfo(np.float32).tiny)
+    return np.array(max(*steps, smallest), np.float32), np.array(zero, np.uint8)
 
 
 def _plain(node: ir.Node) -> bool:
