@@ -16,12 +16,21 @@ if TYPE_CHECKING:
     from .spec import ExportSpec
 
 
+_TYPES = ("float32", "float16", "int8")
+
+
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `cellport export`."""
     _add_model(parser)
     parser.add_argument("--out", required=True, type=Path, help="the ONNX file to write")
-    parser.add_argument("--opset", type=int, default=20, help="18 to 22 (default 20)")
+    parser.add_argument("--opset", type=int, choices=range(18, 23), default=20, help="18 to 22 (default 20)")
     parser.add_argument("--lookup", choices=("auto", "yes", "no"), default="auto", help="lookup tables (default auto)")
+    parser.add_argument("--lowering", choices=("auto", "native", "scan"), default="auto", help="form of LSTM, GRU, RNN")
+    parser.add_argument("--tables", choices=_TYPES, default="float32", help="element type of tables (default float32)")
+    parser.add_argument("--weight-type", choices=_TYPES, default="float32", help="element type of weights")
+    parser.add_argument(
+        "--counts", nargs=2, action="append", default=[], metavar=("INPUT", "FILE"), help="how often each token occurs"
+    )
     parser.add_argument("--state-inputs", choices=("optional", "required"), default="optional")
     parser.add_argument("--no-verify", action="store_true", help="write the file without comparing it")
     parser.set_defaults(run=_export)
@@ -47,9 +56,18 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    parser.add_argument("factory", nargs=nargs, help="module:factory, a function that returns an ExportSpec")
+    parser.add_argument(
+        "factory", nargs=nargs, type=_factory, help="module:factory, a function that returns an ExportSpec"
+    )
     parser.add_argument("--weights", type=Path, help="a state_dict: a .safetensors file, or one written by torch.save")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _factory(text: str) -> tuple[str, str]:
+    module, colon, function = text.partition(":")
+    if not colon or not module or not function:
+        raise argparse.ArgumentTypeError(f"{text!r} is no factory; accepted: module:factory")
+    return module, function
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -67,6 +85,10 @@ def _export(arguments: argparse.Namespace) -> int:
         state=spec.state,
         state_inputs=arguments.state_inputs,
         lookup="auto" if arguments.lookup == "auto" else arguments.lookup == "yes",
+        lowering=arguments.lowering,
+        tables=arguments.tables,
+        weights=arguments.weight_type,
+        counts=dict(arguments.counts),
         verify=not arguments.no_verify,
     )
     if arguments.json:
@@ -155,18 +177,17 @@ def _load(arguments: argparse.Namespace) -> "ExportSpec":
     """Call the factory and load the weights into its model."""
     from .spec import ExportSpec
 
-    module_name, colon, function = arguments.factory.partition(":")
-    if not colon or not module_name or not function:
-        raise ExportError(f"factory is {arguments.factory!r}; accepted: module:factory")
+    module_name, function = arguments.factory
+    named = f"{module_name}:{function}"
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError) as error:
-        raise ExportError(f"cannot find the factory {arguments.factory!r}: {error}") from error
+        raise ExportError(f"cannot find the factory {named!r}: {error}") from error
     spec = factory()
     if not isinstance(spec, ExportSpec):
-        raise ExportError(f"{arguments.factory} returned a {type(spec).__name__}; accepted: an ExportSpec")
+        raise ExportError(f"{named} returned a {type(spec).__name__}; accepted: an ExportSpec")
     if arguments.weights is not None:
         _load_weights(spec.model, arguments.weights)
     spec.model.eval()

@@ -59,7 +59,9 @@ def test_a_model_is_exported_verified_and_inspected(
     assert main(["export", MODEL, "--weights", weights, "--out", "made/m.onnx"]) == 0
     assert "equal to PyTorch in 32 cases" in capsys.readouterr().out
     assert main(["verify", MODEL, "made/m.onnx", "--weights", weights, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["cases"] == 108
+    found = json.loads(capsys.readouterr().out)
+    assert found["verification"]["cases"] == 108
+    assert len(found["cases"]) == 2 * 108
     assert main(["inspect", "made/m.onnx"]) == 0
     shown = capsys.readouterr().out
     for part in ("[batch, time]", "0 to 10", "cell.h_out", "causal", "equal to PyTorch"):
@@ -78,13 +80,11 @@ def test_other_weights_than_the_files_fail(folder: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["export", "nowhere", "--out", "m.onnx"], "factory is 'nowhere'; accepted: module:factory"),
         (["export", "nowhere:f", "--out", "m.onnx"], "cannot find the factory 'nowhere:f'"),
         (["export", "made_for_the_command_line:f", "--out", "m.onnx"], "cannot find the factory"),
         (["export", "made_for_the_command_line:nothing", "--out", "m.onnx"], "returned a int; accepted: an ExportSpec"),
         (["export", MODEL, "--out", "m.onnx", "--weights", "none.pt"], "there is no weights file 'none.pt'"),
         (["export", MODEL, "--out", "m.onnx", "--weights", "made_for_the_command_line.py"], "cannot load the weights"),
-        (["export", MODEL, "--out", "m.onnx", "--opset", "3"], "opset_version is 3"),
         (["inspect", "none.onnx"], "cannot load 'none.onnx'"),
     ],
 )
@@ -93,12 +93,34 @@ def test_a_failure_says_why(words: list[str], message: str, folder: Path, capsys
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["export"], ["inspect"], ["export", MODEL]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["fly"],
+        ["export"],
+        ["inspect"],
+        ["export", MODEL],
+        ["export", "nowhere", "--out", "m.onnx"],
+        ["export", MODEL, "--out", "m.onnx", "--opset", "3"],
+        ["export", MODEL, "--out", "m.onnx", "--tables", "int4"],
+    ],
+)
 def test_bad_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
     assert "usage: cellport" in capsys.readouterr().err
+
+
+def test_smaller_tables_and_counts_are_options(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", MODEL, "--out", str(tmp_path / "m.onnx"), "--tables", "int8", "--lowering", "scan"]
+    assert main([*words, "--weight-type", "float16"]) == 0
+    assert "weights float16, tables int8" in capsys.readouterr().out
+    assert main([*words, "--counts", "tokens", "none.npy"]) == 1
+    assert "none.npy" in capsys.readouterr().err
 
 
 def test_the_command_is_installed() -> None:

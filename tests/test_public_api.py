@@ -14,8 +14,17 @@ PUBLIC = {
     ],
     "cellport.export": ["ExportSpec", "Report", "inspect", "to_onnx", "verify"],
     "cellport.export.passes": [
-        *("CleanScans", "FoldConstants", "FoldedTable", "LookupTables", "MoveTransposes", "NameTensors"),
-        *("NameWeights", "OptionalInputs", "RemoveDead", "ReverseScans", "SeparateOutputs"),
+        *("CleanScans", "FoldConstants", "FoldedTable", "HalfWeights", "Int8Weights", "LookupTables", "LowerRecurrent"),
+        *(
+            "MoveTransposes",
+            "NameTensors",
+            "NameWeights",
+            "OptionalInputs",
+            "PruneTables",
+            "RemoveDead",
+            "ReverseScans",
+        ),
+        *("SeparateOutputs", "TableTypes", "calibrate", "can_lower"),
     ],
     "cellport.serve": [
         *("AsyncClient", "AsyncEngine", "BatchSettings", "Client", "Engine", "EngineSettings", "Model"),
