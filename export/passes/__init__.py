@@ -13,7 +13,7 @@ from .lower_recurrent import LowerRecurrent, can_lower
 from .move_transposes import MoveTransposes
 from .name_tensors import NameTensors, NameWeights
 from .optional_inputs import OptionalInputs
-from .prune_tables import PruneTables
+from .prune_tables import PruneTables, read_counts
 from .remove_dead import RemoveDead
 from .reverse_scans import ReverseScans
 from .separate_outputs import SeparateOutputs
@@ -38,4 +38,5 @@ __all__ = [
     "TableTypes",
     "calibrate",
     "can_lower",
+    "read_counts",
 ]
