@@ -4,17 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .examination import Examination
     from .exporter import to_onnx
     from .inspection import inspect
-    from .prove import verify
+    from .prove import examine, verify
     from .report import Report
     from .spec import ExportSpec
 
-__all__ = ["ExportSpec", "Report", "inspect", "to_onnx", "verify"]
+__all__ = ["Examination", "ExportSpec", "Report", "examine", "inspect", "to_onnx", "verify"]
 
 _HOMES = {
+    "Examination": ".examination",
     "ExportSpec": ".spec",
     "Report": ".report",
+    "examine": ".prove",
     "inspect": ".inspection",
     "to_onnx": ".exporter",
     "verify": ".prove",

@@ -12,7 +12,7 @@ PUBLIC = {
         *("GRU", "LSTM", "RNN", "SRU", "CellError", "GRUCell", "LSTMCell", "LSTMState", "RNNCell", "SRUCell"),
         *("LayerNormLSTM", "LayerNormLSTMCell", "SequenceCell", "StepCell", "beam_search", "greedy", "recurrence"),
     ],
-    "cellport.export": ["ExportSpec", "Report", "inspect", "to_onnx", "verify"],
+    "cellport.export": ["Examination", "ExportSpec", "Report", "examine", "inspect", "to_onnx", "verify"],
     "cellport.export.passes": [
         *("CleanScans", "FoldConstants", "FoldedTable", "HalfWeights", "Int8Weights", "LookupTables", "LowerRecurrent"),
         *(
@@ -24,7 +24,7 @@ PUBLIC = {
             "RemoveDead",
             "ReverseScans",
         ),
-        *("SeparateOutputs", "TableTypes", "calibrate", "can_lower"),
+        *("SeparateOutputs", "TableTypes", "calibrate", "can_lower", "read_counts"),
     ],
     "cellport.serve": [
         *("AsyncClient", "AsyncEngine", "BatchSettings", "Client", "Engine", "EngineSettings", "Model"),
