@@ -203,15 +203,20 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 def unlike_sizes(model: nn.Module, leaves: Sequence[Leaf]) -> dict[str, int]:
     """A size for each axis name that is no other axis's and none of the module's own sizes.
 
-    The tracer takes two axes of one size for the same axis in places, and then fixes a dynamic one.
+    The tracer takes two axes of one size for the same axis in places, and then fixes a dynamic one. Small numbers and
+    products of small ones are likely sizes of something inside, such as the number of gates.
     """
     taken = {size for tensor in _tensors(model) for size in tensor.shape}
     taken |= {axis for leaf in leaves for axis in leaf.axes if isinstance(axis, int)}
     sizes: dict[str, int] = {}
     for axis in axis_names(leaves):
-        sizes[axis] = next(size for size in itertools.count(3) if size not in taken)
+        sizes[axis] = next(size for size in itertools.count(11, 2) if _is_prime(size) and size not in taken)
         taken.add(sizes[axis])
     return sizes
+
+
+def _is_prime(number: int) -> bool:
+    return all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
 def capture(
