@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,19 +18,8 @@ Interval = tuple[float, float]
 _FIXED: dict[str, Interval] = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
 _KEEPS = frozenset(
     [
-        *(
-            "Cast",
-            "Expand",
-            "Flatten",
-            "GatherElements",
-            "Identity",
-            "Reshape",
-            "Slice",
-            "Split",
-            "Squeeze",
-            "Transpose",
-        ),
-        *("Unsqueeze",),
+        *("Cast", "Expand", "Flatten", "GatherElements", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
+        *("Transpose", "Unsqueeze"),
     ]
 )
 _UNIT: Interval = (-1.0, 1.0)
@@ -66,10 +56,7 @@ class Bounds:
     def _find(self, value: ir.Value) -> Interval | None:
         if is_constant(value):
             array = constant(value)
-            if array is None or array.dtype.kind != "f" or not array.size:
-                return None
-            lowest, highest = float(array.min()), float(array.max())
-            return (lowest, highest) if np.isfinite([lowest, highest]).all() else None
+            return None if array is None else _interval(array)
         node = value.producer()
         if node is None:
             return self._state(value)
@@ -133,11 +120,11 @@ class Bounds:
         body, states = scan_body(node), scan_states(node)
         if (index := body.inputs.index(value)) >= states:
             return self.of(node.inputs[index])
-        supposed = set()
-        for old, first in zip(body.inputs[:states], node.inputs[:states], strict=True):
-            start = self.of(first)
-            if old.dtype in FLOATS and (start is None or _within(start)):
-                supposed.add(old)
+        supposed = {
+            old
+            for old, first in zip(body.inputs[:states], node.inputs[:states], strict=True)
+            if old.dtype in FLOATS and self._may_begin_within(first)
+        }
         while value in supposed:
             # All states have a value here, so that nothing that is asked for leads back to itself.
             trial = copy.copy(self)
@@ -148,6 +135,17 @@ class Bounds:
             supposed = kept
         return None
 
+    def _may_begin_within(self, value: ir.Value | None) -> bool:
+        """Whether an initial state is within [-1, 1], or what a caller gives whose default is."""
+        interval = self.of(value)
+        while interval is None and value is not None and (node := value.producer()) is not None:
+            if node.op_type not in _KEEPS and node.op_type != "Gather":
+                break
+            value = node.inputs[0]
+        if interval is None and value is not None and value.is_graph_input() and value.const_value is not None:
+            interval = _interval(value.const_value.numpy())
+        return interval is None or _within(interval)
+
     def _native(self, node: ir.Node, value: ir.Value) -> Interval | None:
         """Outputs of ONNX's recurrent operators whose last activation is a tanh; c of an LSTM has no bound."""
         given = node.attributes.get("activations")
@@ -157,6 +155,12 @@ class Bounds:
         if not bounded or (gated and value is (*node.outputs, None, None)[2]):
             return None
         return _UNIT
+
+
+def _interval(array: np.ndarray[Any, Any]) -> Interval | None:
+    if array.dtype.kind != "f" or not np.isfinite(array).all() or not array.size:
+        return None
+    return float(array.min()), float(array.max())
 
 
 def _within(interval: Interval | None) -> bool:

@@ -73,6 +73,16 @@ def test_a_state_that_begins_outside_is_not_supposed_to_be_inside() -> None:
     assert bound_of_output("h1 = Identity(h0) c1 = Identity(c0)", "big") is None
 
 
+@pytest.mark.parametrize(("value", "bounded"), [(0.5, True), (1.5, False)])
+def test_a_default_that_begins_outside_is_seen(value: float, bounded: bool) -> None:
+    """A caller may give another; a learned initial state is used wherever none is given."""
+    made = ir.from_proto(onnx.parser.parse_model(STEP.replace("LINES", GRU).replace("START", "h")))
+    given = made.graph.inputs[1]
+    given.const_value = ir.tensor(np.full((1, 4), value, np.float32), name="h")
+    made.graph.initializers["h"] = given
+    assert (Bounds(made).of(made.graph.outputs[0]) is not None) == bounded
+
+
 @pytest.mark.parametrize(
     ("line", "interval"),
     [
