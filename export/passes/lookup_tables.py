@@ -116,6 +116,7 @@ def _candidate(model: ir.Model, gather: ir.Node) -> _Candidate | None:
         if started and node is not gather and by_row(node, derived, rank(row)):
             derived.update(node.outputs)
             computed.append(node)
+    _ask_ids(ids, derived)
     inside = set(computed)
     results = [
         value
@@ -127,6 +128,16 @@ def _candidate(model: ir.Model, gather: ir.Node) -> _Candidate | None:
     if not any(node.op_type == "MatMul" for node in computed) or any(_width(value) == 0 for value in results):
         return None
     return _Candidate(gather, computed, results)
+
+
+def _ask_ids(ids: ir.Value, derived: set[ir.Value]) -> None:
+    """Read leading sizes, which all these values share, from the ids: a table for the sake of a size is a waste."""
+    axes = rank(ids)
+    for node in [user for value in derived for user, _ in value.uses()]:
+        if node.op_type == "Shape" and node.domain == "" and axes is not None:
+            start, end = integer(node, "start", 0), integer(node, "end", axes + 1)
+            if 0 <= start < end <= axes:
+                node.replace_input_with(0, ids)
 
 
 def _needed(computed: list[ir.Node], results: list[ir.Value]) -> list[ir.Node]:

@@ -54,7 +54,8 @@ class LowerRecurrent(ir.passes.InPlacePass):
 
     Postcondition: no chosen node that `can_lower` accepts is left. What reads its output through the Squeeze, or the
     Transpose and Reshape, that join the directions reads the Scan's output directly. Padded outputs are 0, and final
-    states are those after each row's last valid step.
+    states are those after each row's last valid step; a row of length 0 keeps its initial state, where the runtime's
+    operators return zeros.
 
     Args:
         which: the nodes to replace, or a function that chooses; default all.
@@ -169,7 +170,9 @@ class _Lowering:
         finals, sequences = list(scan.outputs[: len(first)]), list(scan.outputs[len(first) :])
         if finals_from_steps:
             finals = [
-                self.at_last_step(sequences[index]) if read[index + 1] and index < len(sequences) else final
+                self.at_last_step(sequences[index], first[index])
+                if index < len(sequences) and read[index + 1]
+                else final
                 for index, final in enumerate(finals)
             ]
         output = sequences[0]
@@ -184,7 +187,9 @@ class _Lowering:
             index = self.constant(f"direction_{d}", np.array(d))
             return self.add("Gather", [value, index], [self.batch, self.hidden], axis=0)
         batch = self.add("Shape", [self.x], [1], ir.DataType.INT64, start=1, end=2)
-        shape = self.add("Concat", [batch, self.constant("hidden", np.array([self.hidden]))], [2], axis=0)
+        shape = self.add(
+            "Concat", [batch, self.constant("hidden", np.array([self.hidden]))], [2], ir.DataType.INT64, axis=0
+        )
         zero = ir.tensor(np.zeros(1, self.dtype.numpy()))
         return self.add("ConstantOfShape", [shape], [self.batch, self.hidden], value=zero)
 
@@ -201,12 +206,8 @@ class _Lowering:
         below = self.add("Less", [column, lengths], [self.steps, self.batch], ir.DataType.BOOL)
         return self.add("Unsqueeze", [below, self.axes(2)], [self.steps, self.batch, 1], ir.DataType.BOOL)
 
-    def at_last_step(self, sequence: ir.Value) -> ir.Value:
-        """The value [batch, hidden] of a sequence at each row's last valid step.
-
-        Rows without one get the value of another step; the runtime's operators give zeros there, and what reads them
-        here selects the initial state.
-        """
+    def at_last_step(self, sequence: ir.Value, first: ir.Value) -> ir.Value:
+        """The value [batch, hidden] of a sequence at each row's last valid step, or `first` where a row has none."""
         int64 = ir.DataType.INT64
         assert self.lengths is not None
         lengths = self.add("Cast", [self.lengths], [self.batch], int64, to=int(int64))
@@ -221,8 +222,7 @@ class _Lowering:
         final = self.add("Squeeze", [taken, self.axes(0)], [self.batch, self.hidden])
         ran = self.add("Greater", [lengths, self.constant("first", np.array(0))], [self.batch], ir.DataType.BOOL)
         ran = self.add("Unsqueeze", [ran, self.axes(1)], [self.batch, 1], ir.DataType.BOOL)
-        zero = self.constant("zero", np.zeros((), self.dtype.numpy()))
-        return self.add("Where", [ran, final, zero], [self.batch, self.hidden])
+        return self.add("Where", [ran, final, first], [self.batch, self.hidden])
 
     def join(
         self,
@@ -301,8 +301,9 @@ class _Lowering:
 class _Body:
     """The body of a Scan while it is written."""
 
-    def __init__(self, lowering: _Lowering, states: int, widths: Sequence[int]) -> None:
+    def __init__(self, lowering: _Lowering, d: int, states: int, widths: Sequence[int]) -> None:
         self.lowering = lowering
+        self.name = f"{lowering.name}_step_{d}"
         self.nodes: list[ir.Node] = []
         batch, hidden = lowering.batch, lowering.hidden
         self.states = [self._value(name, [batch, hidden]) for name in ("h", "c")[:states]]
@@ -310,20 +311,25 @@ class _Body:
         self.new: list[ir.Value] = []
 
     def _value(self, name: str, shape: Sequence[Any], dtype: ir.DataType | None = None) -> ir.Value:
-        return self.lowering.typed(ir.Value(name=f"{self.lowering.name}_{name}"), shape, dtype)
+        return self.lowering.typed(ir.Value(name=f"{self.name}_{name}"), shape, dtype)
 
     def add(self, op_type: str, *inputs: ir.Value | None, width: int | None = None, **attributes: Any) -> ir.Value:
         """A node of the step; its output."""
         made = ir.node(op_type, inputs, attributes)
-        self.nodes.append(made)
-        shape = [self.lowering.batch, width or self.lowering.hidden]
-        return self.lowering.typed(made.outputs[0], shape)
+        return self._taken(made, [width or self.lowering.hidden])[0]
 
     def split(self, value: ir.Value, parts: int) -> Sequence[ir.Value]:
         """A value in equal parts."""
         made = ir.node("Split", [value], {"axis": 1, "num_outputs": parts}, num_outputs=parts)
-        self.nodes.append(made)
-        return [self.lowering.typed(each, [self.lowering.batch, self.lowering.hidden]) for each in made.outputs]
+        return self._taken(made, [self.lowering.hidden] * parts)
+
+    def _taken(self, node: ir.Node, widths: Sequence[int]) -> Sequence[ir.Value]:
+        """Append a node. Names that a graph around the body has too, even for later values, are refused at loading."""
+        for index, (value, width) in enumerate(zip(node.outputs, widths, strict=True)):
+            value.name = f"{self.name}_{len(self.nodes)}_{index}"
+            self.lowering.typed(value, [self.lowering.batch, width])
+        self.nodes.append(node)
+        return node.outputs
 
     def product(self, left: ir.Value, weight: Array, addend: ir.Value | None, width: int) -> ir.Value:
         """Left times a weight [rows, hidden], plus an addend."""
@@ -351,7 +357,7 @@ class _Body:
             [*states, *given],
             nodes=self.nodes,
             opset_imports=dict(self.lowering.model.graph.opset_imports),
-            name=f"{self.lowering.name}_step",
+            name=self.name,
         )
 
 
@@ -361,7 +367,7 @@ def _lstm(lowering: _Lowering, d: int) -> tuple[_Body, list[ir.Value]]:
     w, r, b = lowering.w[d], lowering.r[d], lowering.b[d]
     bias = b[: 4 * size] + b[4 * size :]
     scanned = [lowering.projected(w[part], bias[part]) for part in (slice(3 * size), slice(3 * size, None))]
-    body = _Body(lowering, 2, [3 * size, size])
+    body = _Body(lowering, d, 2, [3 * size, size])
     h, c = body.states
     gates = body.add("Sigmoid", body.product(h, r[: 3 * size], body.inputs[0], 3 * size), width=3 * size)
     candidate = body.add("Tanh", body.product(h, r[3 * size :], body.inputs[1], size))
@@ -382,7 +388,7 @@ def _gru(lowering: _Lowering, d: int) -> tuple[_Body, list[ir.Value]]:
         lowering.projected(w[both], b[: 3 * size][both] + b[3 * size :][both]),
         lowering.projected(w[own], b[: 3 * size][own] if after else b[: 3 * size][own] + inner),
     ]
-    body = _Body(lowering, 1, [2 * size, size])
+    body = _Body(lowering, d, 1, [2 * size, size])
     (h,) = body.states
     gates = body.add("Sigmoid", body.product(h, r[both], body.inputs[0], 2 * size), width=2 * size)
     z, reset = body.split(gates, 2)
@@ -401,7 +407,7 @@ def _rnn(lowering: _Lowering, d: int) -> tuple[_Body, list[ir.Value]]:
     w, r, b = lowering.w[d], lowering.r[d], lowering.b[d]
     given = lowering.node.attributes.get("activations")
     activation = "Tanh" if given is None else list(given.as_strings())[d]
-    body = _Body(lowering, 1, [size])
+    body = _Body(lowering, d, 1, [size])
     body.new = [body.add(activation, body.product(body.states[0], r, body.inputs[0], size))]
     return body, [lowering.projected(w, b[:size] + b[size:])]
 

@@ -227,3 +227,20 @@ def test_a_vocabulary_may_be_larger_than_what_is_computed_at_once() -> None:
     fold(made)
     ids = np.array([[0, 4095, 4096, 4999]])
     np.testing.assert_allclose(run(made, ids=ids)[0], table[ids] @ floats(WIDTH, PROJECTED), rtol=0, atol=2e-6)
+
+
+def test_sizes_are_asked_of_the_ids() -> None:
+    """A value of which only the number of steps is read gets no table."""
+    made = model(
+        """
+        normal = LayerNormalization <axis = -1> (rows, scale)
+        product = MatMul(normal, w)
+        steps = Shape <start = 1, end = 2> (normal)
+        number = Cast <to = 1> (steps)
+        y = Div(product, number)
+        """
+    )
+    ids = tokens(2, 3)
+    before = run(made, ids=ids)
+    assert len(fold(made).tables) == 1
+    np.testing.assert_allclose(run(made, ids=ids)[0], before[0], atol=1e-6)
