@@ -18,7 +18,8 @@ from onnx_ir.passes import common
 
 from .passes import FoldConstants, LookupTables, LowerRecurrent, RemoveDead, can_lower
 from .passes.graphs import constant, nodes
-from .passes.move_transposes import from_gather
+from .passes.lookup_tables import AUTO_LIMIT, Mode
+from .passes.move_transposes import source_gather
 
 __all__ = ["Lowering", "Shape", "lower"]
 
@@ -51,15 +52,13 @@ class Shape:
     after: bool = True
 
     @classmethod
-    def of(cls, node: ir.Node, tables: bool) -> "Shape":
-        """The shape of a node, with lookup tables allowed or not."""
+    def of(cls, node: ir.Node, table: bool) -> "Shape":
+        """The shape of a node that a lookup table can stand in front of, or not."""
         weight, recurrent = constant(node.inputs[1]), constant(node.inputs[2])
         assert weight is not None
         assert recurrent is not None
-        source = node.inputs[0].producer() if node.inputs[0] is not None else None
         lengths = len(node.inputs) > 4 and node.inputs[4] is not None
         after = node.op_type != "GRU" or bool(node.attributes.get_int("linear_before_reset", 0))
-        table = tables and from_gather(source)
         return cls(node.op_type, len(weight), weight.shape[2], recurrent.shape[2], lengths, table, after)
 
 
@@ -68,7 +67,13 @@ Timer = Callable[[Shape, int], tuple[float, float]]
 
 
 def lower(
-    model: ir.Model, mode: Lowering, *, tables: bool, batches: Sequence[int] = (1, 16), timer: Timer | None = None
+    model: ir.Model,
+    mode: Lowering,
+    *,
+    tables: Mode,
+    batches: Sequence[int] = (1, 16),
+    timer: Timer | None = None,
+    limit: int = AUTO_LIMIT,
 ) -> list[str]:
     """Give each recurrent node of a graph its form, in place.
 
@@ -76,9 +81,10 @@ def lower(
         model: the graph, its constants folded, before lookup tables are made.
         mode: ``"native"`` leaves all, ``"scan"`` replaces all that can be, ``"auto"`` replaces those whose Scan was
             faster, by the geometric mean over `batches`.
-        tables: whether lookup tables will be made.
+        tables: whether lookup tables will be made; ``"auto"`` if they add no more than `limit`, as of `LookupTables`.
         batches: the batch sizes that matter.
         timer: measures a shape; default is onnxruntime on this machine with one thread.
+        limit: bytes that the tables of one embedding may add with ``tables="auto"``.
 
     Returns:
         One sentence for each kind of node.
@@ -89,10 +95,11 @@ def lower(
     if mode == "scan":
         LowerRecurrent()(model)
         return []
+    behind = _behind_tables(candidates, tables, limit)
     chosen: set[ir.Node] = set()
     notes: dict[Shape, str] = {}
     for node in candidates:
-        shape = Shape.of(node, tables)
+        shape = Shape.of(node, node in behind)
         ratios = []
         for batch in batches:
             native, scan = (timer or measure)(shape, batch)
@@ -106,6 +113,27 @@ def lower(
         notes[shape] = f"{shape.operator} {sizes}: {form}; a Scan is faster by {told}"
     LowerRecurrent(chosen)(model)
     return list(notes.values())
+
+
+def _behind_tables(candidates: Sequence[ir.Node], tables: Mode, limit: int) -> set[ir.Node]:
+    """The nodes whose projections will be looked up, if they become Scans."""
+    found: dict[ir.Node, list[ir.Node]] = {}
+    for node in candidates:
+        gather = source_gather(node.inputs[0].producer()) if node.inputs[0] is not None else None
+        if gather is not None and tables is not False:
+            found.setdefault(gather, []).append(node)
+    return {
+        node for gather, users in found.items() if tables is True or _added(gather, users) <= limit for node in users
+    }
+
+
+def _added(gather: ir.Node, users: Sequence[ir.Node]) -> int:
+    """Bytes that the tables of an embedding are larger than the embedding, which goes if nothing else reads it."""
+    embedding = constant(gather.inputs[0])
+    assert embedding is not None
+    weights = [constant(node.inputs[1]) for node in users]
+    width = sum(each.shape[0] * each.shape[1] for each in weights if each is not None)
+    return int((width - embedding.shape[1]) * len(embedding) * embedding.itemsize)
 
 
 def measure(shape: Shape, batch: int) -> tuple[float, float]:

@@ -86,14 +86,19 @@ def _above_rows(node: ir.Node, before: ir.Node) -> bool:
 
 def from_gather(node: ir.Node | None) -> bool:
     """Whether a node is a gather of constant rows, or only operators that treat rows alike stand between it and one."""
+    return source_gather(node) is not None
+
+
+def source_gather(node: ir.Node | None) -> ir.Node | None:
+    """The gather of constant rows that a node is, or that only operators that treat rows alike stand in front of."""
     while node is not None and node.domain == "":
         if node.op_type == "Gather":
-            return is_constant(node.inputs[0])
+            return node if is_constant(node.inputs[0]) else None
         changing = [value for value in node.inputs if value is not None and not is_constant(value)]
         if len(changing) != 1 or not by_row(node, {changing[0]}, rank(changing[0])):
-            return False
+            return None
         node = changing[0].producer()
-    return False
+    return None
 
 
 def _above_gather(node: ir.Node, gather: ir.Node) -> bool:

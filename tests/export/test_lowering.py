@@ -93,13 +93,16 @@ def test_the_faster_form_by_the_geometric_mean_is_chosen(lstm: Exported) -> None
 
 
 def test_layers_are_chosen_one_by_one(lstm: Exported) -> None:
-    """The layer behind the embedding can have a table, the one above it cannot."""
-    model, found = nodes_of(lstm)
-    shapes = [Shape.of(node, tables=True) for node in found]
-    assert [shape.table for shape in shapes] == [True, False]
-    assert not Shape.of(found[0], tables=False).table
-    lower(model, "auto", tables=True, timer=lambda shape, _: (2.0 if shape.table else 0.5, 1.0))
-    assert [node.op_type for node in model.graph if node.op_type in ("LSTM", "Scan")] == ["Scan", "LSTM"]
+    """The layer behind the embedding can have a table if that is allowed and small enough, the one above it cannot."""
+    for tables, limit, forms in (
+        (True, 0, ["Scan", "LSTM"]),
+        ("auto", 1 << 20, ["Scan", "LSTM"]),
+        ("auto", 0, ["LSTM", "LSTM"]),
+        (False, 1 << 20, ["LSTM", "LSTM"]),
+    ):
+        model, _ = nodes_of(lstm)
+        lower(model, "auto", tables=tables, limit=limit, timer=lambda shape, _: (2.0 if shape.table else 0.5, 1.0))
+        assert [node.op_type for node in model.graph if node.op_type in ("LSTM", "Scan")] == forms
 
 
 def test_both_forms_are_measured_on_this_machine() -> None:
