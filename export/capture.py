@@ -21,6 +21,7 @@ from .runs import Arrays, Contract
 from .signature import Leaf, axis_names, result_axes
 
 LENGTHS = "lengths"
+_NEIGHBOURS = 4
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class Captured:
             values.append(value.contiguous())
         return values
 
+    def neighbours(self) -> "list[TorchRunner]":
+        """The module in its own precision with each weight moved by at most one unit in the last place, four times."""
+        return [TorchRunner(self, self.copies.dtype, self.copies.neighbour(seed)) for seed in range(_NEIGHBOURS)]
+
     def runner(self, dtype: torch.dtype) -> "TorchRunner":
         """A copy of the module in the given precision as a function of named arrays."""
         return TorchRunner(self, dtype)
@@ -126,6 +131,18 @@ class Copies:
             self._made[dtype] = in_precision(self._model, dtype)
         return self._made[dtype]
 
+    def neighbour(self, seed: int) -> nn.Module:
+        """A copy of the module with each weight one unit in the last place lower, higher, or as it is."""
+        model = in_precision(self._model, self.dtype)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for tensor in _tensors(model):
+                if tensor.is_floating_point():
+                    towards = torch.randint(-1, 2, tensor.shape, generator=generator).to(tensor.dtype)
+                    moved = torch.nextafter(tensor, torch.where(towards < 0, -torch.inf, torch.inf).to(tensor.dtype))
+                    tensor.copy_(torch.where(towards == 0, tensor, moved))
+        return model
+
     def clear(self) -> None:
         """Free the copies."""
         self._made.clear()
@@ -137,10 +154,10 @@ class TorchRunner:
     States that are not given start at their initial value, lengths that are not given cover the whole time axis.
     """
 
-    def __init__(self, captured: Captured, dtype: torch.dtype) -> None:
+    def __init__(self, captured: Captured, dtype: torch.dtype, model: nn.Module | None = None) -> None:
         self._captured = captured
         self._dtype = dtype
-        self._module = captured.module.of(captured.copies.get(dtype))
+        self._module = captured.module.of(captured.copies.get(dtype) if model is None else model)
 
     def plain(self, feeds: Arrays) -> Arrays:
         """Run the user's module itself, its recurrent layers as they are, on the arguments of its own."""

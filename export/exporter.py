@@ -140,6 +140,7 @@ def to_onnx(
                 examples=examples,
                 exact=shrinking.exact,
                 only=shrinking.only,
+                neighbours=captured.neighbours,
             )
             manifest = replace(manifest, verification=figures)
             save(graph, manifest, draft)

@@ -100,6 +100,7 @@ def examine(
         examples=examples,
         record=cases.append,
         exact=_exact(manifest),
+        neighbours=captured.neighbours,
     )
     along = errors_by_step(manifest, runner, own, float64, examples, steps) if steps else ()
     return Examination(verification, tuple(cases), along)

@@ -38,6 +38,10 @@ class Report:
         else:
             said = "equal to" if self.exact else "measured against"
             lines.append(f"  {said} PyTorch in {verification.cases} cases:")
+            if verification.second_looks:
+                lines.append(
+                    f"    ({verification.second_looks} of them by a second look at what PyTorch's rounding does)"
+                )
             for each in verification.outputs:
                 errors = f"error {each.onnx_error:.2e} against float64 (PyTorch's own {each.torch_error:.2e})"
                 lines.append(f"    {each.name}: {errors}")

@@ -238,10 +238,17 @@ class OutputFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """Figures of the verification that the file passed."""
+    """Figures of the verification that the file passed.
+
+    Attributes:
+        cases: number of comparisons.
+        outputs: the largest errors of each output.
+        second_looks: cases in which PyTorch's own error was measured with neighbouring weights too.
+    """
 
     cases: int
     outputs: tuple[OutputFigures, ...]
+    second_looks: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
