@@ -62,7 +62,7 @@ def test_a_case_that_breaks_the_rule_is_looked_at_again_with_neighbouring_weight
     found = compare(PLAIN, off(7e-2), off(1e-3), off(0), ONE, neighbours=neighbours)
     assert (found.second_looks, len(looked)) == (2, 6)
     assert found.outputs[0].torch_error == pytest.approx(1e-3)
-    with pytest.raises(EquivalenceError, match="off by 0.09"):
+    with pytest.raises(EquivalenceError, match=r"off by 0\.09"):
         compare(PLAIN, off(9e-2), off(1e-3), off(0), ONE, neighbours=neighbours)
     assert compare(PLAIN, off(3e-3), off(1e-3), off(0), ONE, neighbours=neighbours).second_looks == 0
 
