@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import onnx_ir as ir
@@ -30,7 +31,7 @@ def graph_of_module(
     opset_version: int,
     folding: passes.LookupTables,
     lowering: Lowering,
-    tables: bool,
+    tables: bool | Literal["auto"],
     batches: Sequence[int],
 ) -> tuple[ir.Model, list[str]]:
     """Trace, translate and optimise.
@@ -40,7 +41,7 @@ def graph_of_module(
         opset_version: of the graph.
         folding: the pass that makes lookup tables.
         lowering: the form of recurrent nodes.
-        tables: whether lookup tables may be made.
+        tables: whether lookup tables are made; ``"auto"`` makes those that are worth their bytes.
         batches: batch sizes to choose the form for.
 
     Returns:
