@@ -50,6 +50,7 @@ def to_onnx(
     table_block: int | None = None,
     counts: Mapping[str, Array | str | os.PathLike[str]] | None = None,
     weights: WeightType = "float32",
+    calibration: Sequence[Mapping[str, Array]] = (),
     verify: bool = True,
     evaluate: Callable[[Runner], float] | None = None,
 ) -> Report:
@@ -86,7 +87,9 @@ def to_onnx(
         counts: how often each token occurs, by input name: integers [vocabulary], or a file of them
             (`passes.read_counts`). Tokens that never occur share one row.
         weights: element type of weights: ``"float32"``, ``"float16"`` (stored so, and widened when the file is loaded),
-            or ``"int8"`` with a scale a row and dynamic activations.
+            or ``"int8"`` with a scale a row and activations that are quantised as they come.
+        calibration: inputs by name, without padding, that give int8 products a fixed range of activations; states
+            and lengths may be left out.
         verify: compare the file with the module over a quick grid (`cellport.export.verify` runs the full one).
         evaluate: the task's metric: a function of a model, which maps arrays by input name to arrays by output name,
             to a number. The report holds it for PyTorch and for the file.
@@ -101,7 +104,9 @@ def to_onnx(
     started = time.perf_counter()
     path = Path(f)
     _check_arguments(model, args, state, state_inputs, lengths, lookup, lowering, batches)
-    shrinking = Shrinking(tables=tables, block=table_block, counts=counts or {}, weights=weights)
+    shrinking = Shrinking(
+        tables=tables, block=table_block, counts=counts or {}, weights=weights, calibration=calibration
+    )
     leaves, structure = argument_leaves(model, args, input_names, dynamic_shapes)
     leaves = _with_rows(model, leaves, structure)
     calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
@@ -119,7 +124,7 @@ def to_onnx(
         raise ExportError("lookup=True, but no embedding feeds a projection whose rows could be computed in advance")
     with written(path) as draft:
         wide = shrinking.keep(graph, draft.parent)
-        shrinking.run(graph)
+        shrinking.run(graph, captured)
         make_optional(graph, captured, state_inputs == "optional")
         made = shrinking.tables_of(folding.tables)
         manifest = describe_graph(

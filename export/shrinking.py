@@ -12,9 +12,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from cellport.errors import ExportError
-from cellport.manifest import Manifest, TableSpec
+from cellport.manifest import BATCH, Manifest, TableSpec
 
 from . import passes
+from .capture import Captured
 from .passes.prune_tables import read_counts
 from .passes.tables import TableChange, tables_of
 from .runs import Array
@@ -39,6 +40,7 @@ class Shrinking:
         block: columns of an int8 table that share a scale; None for whole rows.
         counts: how often each token occurs, by input name: integers [vocabulary] or a file of them.
         weights: element type of weights.
+        calibration: inputs by name, without padding, whose activations give int8 products a fixed range.
 
     Attributes:
         notes: what was changed or left, and why.
@@ -55,6 +57,7 @@ class Shrinking:
         block: int | None,
         counts: Mapping[str, Array | str | os.PathLike[str]],
         weights: WeightType,
+        calibration: Sequence[Mapping[str, Array]] = (),
     ) -> None:
         for name, value in (("tables", tables), ("weights", weights)):
             if value not in _TYPES:
@@ -65,6 +68,9 @@ class Shrinking:
         self._block = block
         self._counts = counts
         self._weights: WeightType = weights
+        if calibration and weights != "int8":
+            raise ExportError(f"calibration is given, but weights is {weights!r}; accepted: with weights='int8' only")
+        self._calibration = calibration
         self._changes: dict[str, TableChange] = {}
         self.notes: list[str] = []
         self.only: dict[str, Array] = {}
@@ -78,7 +84,7 @@ class Shrinking:
         """Fields of the manifest's `Source`."""
         return {"weights": self._weights, "tables": self._tables, "pruned": tuple(self._counts)}
 
-    def run(self, graph: ir.Model) -> None:
+    def run(self, graph: ir.Model, captured: Captured) -> None:
         """Make a graph smaller, in place; its inputs have their names."""
         if self.exact and not self._counts:
             return
@@ -91,7 +97,8 @@ class Shrinking:
         if self._weights == "float16":
             self._run(graph, passes.HalfWeights())
         elif self._weights == "int8":
-            self._run(graph, passes.Int8Weights())
+            examples = [_completed(each, captured) for each in self._calibration]
+            self._run(graph, passes.Int8Weights(passes.calibrate(graph, examples) if examples else {}))
         passes.RemoveDead()(graph)
         common.NameFixPass()(graph)
 
@@ -150,3 +157,22 @@ class Shrinking:
             told.append(f"{speed} at batch {batch}")
         types = f"weights {self._weights}, tables {self._tables}" + (", pruned" if self._counts else "")
         return [f"{types}: {' and '.join(told)} than float32, on this machine, {_STEPS} steps, one thread"]
+
+
+def _completed(given: Mapping[str, Array], captured: Captured) -> dict[str, Array]:
+    """Inputs with states at their initial value and lengths that cover the whole time axis where they are left out.
+
+    Raises:
+        ExportError: another input is missing.
+    """
+    contract, feeds_ = captured.contract(), dict(given)
+    batch = contract.batch(feeds_)
+    for leaf in captured.inputs:
+        if leaf.name not in feeds_:
+            if leaf.name != captured.lengths:
+                raise ExportError(f"an example of calibration lacks the input {leaf.name!r}; it has {sorted(given)}")
+            feeds_[leaf.name] = np.full(batch, contract.steps(feeds_))
+    for state in captured.states:
+        shape = [batch if axis == BATCH else size for axis, size in zip(state.axes, state.initial.shape, strict=True)]
+        feeds_.setdefault(state.input, np.broadcast_to(state.initial.numpy(), shape).copy())
+    return feeds_

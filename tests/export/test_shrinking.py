@@ -67,6 +67,23 @@ def test_weights_take_fewer_bytes_and_are_measured(kind: str, weights: Any, tmp_
     assert max(each.onnx_error for each in report.manifest.verification.outputs) < 0.1
 
 
+def test_int8_products_may_have_ranges_of_a_calibration_set(tmp_path: Path) -> None:
+    """States and lengths of the examples may be left out; what was fixed is in the notes."""
+    rng = np.random.default_rng(0)
+    examples = [{"tokens": rng.integers(0, VOCABULARY * 100, (4, 20))} for _ in range(5)]
+    options = {"weights": "int8", "lookup": False, "evaluate": mean}
+    _, free = export("gru", tmp_path / "free.onnx", **options)
+    _, fixed = export("gru", tmp_path / "fixed.onnx", **options, calibration=examples)
+    assert any("with a fixed range" in note for note in fixed.notes)
+    for report in (free, fixed):
+        assert report.metric is not None
+        assert abs(report.metric[0] - report.metric[1]) < 0.1
+    with pytest.raises(ExportError, match="lacks the input 'tokens'"):
+        export("gru", tmp_path / "m.onnx", weights="int8", calibration=[{}])
+    with pytest.raises(ExportError, match="with weights='int8' only"):
+        export("gru", tmp_path / "m.onnx", calibration=examples)
+
+
 def test_tokens_that_never_occur_share_a_row_and_the_others_are_exact(tmp_path: Path) -> None:
     counts = np.tile(COUNTS, 100)
     _, wide = export("gru", tmp_path / "wide.onnx", verify=False)
