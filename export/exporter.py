@@ -118,7 +118,7 @@ def to_onnx(
     )
     copies.clear()
     folding = passes.LookupTables(lookup)
-    form: Lowering = "scan" if weights == "int8" else lowering
+    form: Lowering = "scan" if weights == "int8" and lowering == "auto" else lowering
     graph, lowered = graph_of_module(captured, opset_version, folding, form, lookup, batches)
     if lookup is True and not folding.tables:
         raise ExportError("lookup=True, but no embedding feeds a projection whose rows could be computed in advance")
