@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from cellport import cells
 from cellport.export import passes, to_onnx
-from cellport.export.precision import Variant, compare_variants
+from cellport.export.precision import Variant, compare_variants, measure
 from cellport.export.runs import Arrays, Runner
 
 VOCABULARY, CLASSES, STEPS = 2_000, 8, 64
@@ -112,7 +112,7 @@ def figures(cell: str, form: str, hidden: int, model: Tagger, rounds: int, folde
         changed = ir.load(path)
         for change in (*changes, passes.RemoveDead(), common.NameFixPass()):
             change(changed)
-        files[name] = folder / f"{len(files)}.onnx"
+        files[name] = folder / f"{form}-{name}.onnx"
         ir.save(changed, files[name])
 
     def truth(feeds: Arrays) -> Arrays:
@@ -121,8 +121,20 @@ def figures(cell: str, form: str, hidden: int, model: Tagger, rounds: int, folde
 
     double = Tagger(cell, hidden).double().eval()
     double.load_state_dict(model.state_dict())
-    feeds = {batch: {"tokens": drawn(batch, (1 << 22) + batch)[0].numpy()} for batch in BATCHES}
-    return compare_variants(files, truth, feeds, metric=accuracy, rounds=rounds)
+    return compare_variants(files, truth, feeds(), metric=accuracy, rounds=rounds)
+
+
+def feeds() -> dict[int, Arrays]:
+    return {batch: {"tokens": drawn(batch, (1 << 22) + batch)[0].numpy()} for batch in BATCHES}
+
+
+def compare_forms(forms: Sequence[str], rounds: int, folder: Path) -> None:
+    """Print the speed of float32 and int8 files of all forms against the first form in float32."""
+    files = {
+        f"{form}, {name}": folder / f"{form}-{name}.onnx" for form in forms for name in ("float32", "weights int8")
+    }
+    for name, ratios in measure(files, feeds(), rounds=rounds).items():
+        print(f"  {name:20}" + "  ".join(f"{ratio:5.2f}x at batch {batch}" for batch, ratio in ratios.items()))
 
 
 def main() -> int:
@@ -138,18 +150,22 @@ def main() -> int:
     for hidden in given.hidden:
         for cell in given.cells:
             model = trained(cell, hidden, given.steps)
-            for form in ("native", "scan") if cell != "SRU" else ("native",):
-                told = f"{cell}, hidden {hidden}" + ("" if cell == "SRU" else f", {form}")
-                with tempfile.TemporaryDirectory() as folder:
+            forms = ("native", "scan") if cell != "SRU" else ("native",)
+            with tempfile.TemporaryDirectory() as folder:
+                for form in forms:
+                    told = f"{cell}, hidden {hidden}" + ("" if cell == "SRU" else f", {form}")
                     made = figures(cell, form, hidden, model, given.rounds, Path(folder))
-                print(told)
-                for each in made:
-                    error, truth = each.errors["scores"], each.largest["scores"]
-                    speed = "  ".join(f"{ratio:5.2f}x at batch {batch}" for batch, ratio in each.speed.items())
-                    size, share = each.bytes / 2**20, each.metric
-                    print(f"  {each.name:33}{size:7.2f} MiB  error {error:.1e} of {truth:4.1f}  {share:.3f}  {speed}")
+                    print(told)
+                    for each in made:
+                        error, truth = each.errors["scores"], each.largest["scores"]
+                        speed = "  ".join(f"{ratio:5.2f}x at batch {batch}" for batch, ratio in each.speed.items())
+                        told_error = f"error {error:.1e} of {truth:4.1f}  {each.metric:.3f}"
+                        print(f"  {each.name:33}{each.bytes / 2**20:7.2f} MiB  {told_error}  {speed}")
+                    found += [{"model": told, **dataclasses.asdict(each)} for each in made]
+                if len(forms) > 1:
+                    print(f"{cell}, hidden {hidden}, both forms")
+                    compare_forms(forms, given.rounds, Path(folder))
                 sys.stdout.flush()
-                found += [{"model": told, **dataclasses.asdict(each)} for each in made]
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=2))
     return 0
