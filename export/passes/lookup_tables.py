@@ -20,7 +20,7 @@ Mode = bool | Literal["auto"]
 AUTO_LIMIT = 512 << 20
 """Bytes by which `"auto"` lets the tables of one embedding grow the model."""
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,12 @@ class _Lowering:
             new.name, old.name = old.name, None
             new.shape, new.type = old.shape if old.shape is not None else new.shape, old.type or new.type
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        weights = [value for value in node.inputs[1:4] if value is not None]
         for each in (*gone, node):
             graph_of(each).remove(each, safe=True)
+        for value in weights:
+            if not value.uses() and value.name is not None:
+                self.model.graph.initializers.pop(value.name, None)
 
     def direction(
         self, d: int, reverse: bool, valid: ir.Value | None, read: Sequence[bool]
