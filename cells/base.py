@@ -105,7 +105,7 @@ class SequenceCell(nn.Module, ABC):
         """
         name = type(self).__name__
         axes = "[batch, time, features]" if self.batch_first else "[time, batch, features]"
-        check_input(name, input, 3, axes, self.input_size)
+        check_input(name, input, 3, axes, self.input_size, next(self.parameters(), None))
         if self.batch_first:
             input = input.transpose(0, 1)
         steps, batch = input.shape[0], input.shape[1]
@@ -191,7 +191,7 @@ class StepCell(nn.Module, ABC):
             CellError: if a shape is not accepted.
         """
         name = type(self).__name__
-        check_input(name, input, 2, "[batch, features]", self.input_size)
+        check_input(name, input, 2, "[batch, features]", self.input_size, next(self.parameters(), None))
         shape = (input.shape[0], self.hidden_size)
         if state is None:
             return self.step(input, self.pack_state([input.new_zeros(shape) for _ in self.state_names]))

@@ -51,12 +51,24 @@ def check_probability(cell: str, what: str, value: object) -> None:
         raise CellError(f"{cell}: {what} is {value!r}; accepted is a probability, 0 to 1")
 
 
-def check_input(cell: str, input: Tensor, rank: int, axes: str, input_size: int) -> None:
-    """Refuse an input whose rank or feature axis is not the cell's.
+def check_input(cell: str, input: object, rank: int, axes: str, input_size: int, like: Tensor | None = None) -> None:
+    """Refuse an input whose type, element type, rank or feature axis is not the cell's.
+
+    Args:
+        cell: its name.
+        input: what it is called with.
+        rank: number of axes.
+        axes: their names.
+        input_size: size of the last.
+        like: a parameter, whose element type the input must have unless autocast converts it.
 
     Raises:
-        CellError: naming the cell, the shape it got and the shape it accepts.
+        CellError: naming the cell, what it got and what it accepts.
     """
+    if not isinstance(input, Tensor):
+        raise CellError(f"{cell}: input is a {type(input).__name__}; accepted is a tensor {axes}")
+    if like is not None and input.dtype != like.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise CellError(f"{cell}: input has dtype {input.dtype}; accepted is the parameters' {like.dtype}")
     if input.dim() != rank or input.shape[-1] != input_size:
         raise CellError(
             f"{cell}: input has shape {_shape(input)}; accepted is {axes} with {input_size} features"

@@ -74,7 +74,7 @@ def probe(model: nn.Module, leaves: Sequence[Leaf], structure: Any, sizes: Mappi
     for number in range(2):
         values = list(_arguments(leaves, sizes, number))
         uses: list[_Use] = []
-        found = _run(model, values, structure, layers, uses)
+        found = _run(model, values, structure, layers, uses, sizes)
         result = found if number == 0 else result
         runs.append(uses)
         given.append(values)
@@ -97,7 +97,14 @@ def _arguments(leaves: Sequence[Leaf], sizes: Mapping[str, int], number: int) ->
         yield value.clone()
 
 
-def _run(model: nn.Module, values: list[Tensor], structure: Any, layers: Mapping[int, Layer], uses: list[_Use]) -> Any:
+def _run(
+    model: nn.Module,
+    values: list[Tensor],
+    structure: Any,
+    layers: Mapping[int, Layer],
+    uses: list[_Use],
+    sizes: Mapping[str, int],
+) -> Any:
     def handle(layer: Layer, input: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
         output, final = run_cell(layer, input, state, lengths)
         tensors = (state,) if isinstance(state, Tensor) else state
@@ -107,11 +114,13 @@ def _run(model: nn.Module, values: list[Tensor], structure: Any, layers: Mapping
         return output, final
 
     with torch.no_grad(), watching(layers, handle):
-        return run_unchanged(model, values, structure)
+        return run_unchanged(model, values, structure, sizes)
 
 
-def run_unchanged(model: nn.Module, values: Sequence[Tensor], structure: Any) -> Any:
-    """Run a module that is to keep its own tensors as they are.
+def run_unchanged(
+    model: nn.Module, values: Sequence[Tensor], structure: Any, sizes: Mapping[str, int] | None = None
+) -> Any:
+    """Run a module that is to keep its own tensors as they are; on its example arguments, or on others of some sizes.
 
     Raises:
         ExportError: it does not run, or changes one of them.
@@ -122,9 +131,13 @@ def run_unchanged(model: nn.Module, values: Sequence[Tensor], structure: Any) ->
     except CellportError:
         raise
     except Exception as error:  # whatever the user's forward raises
-        raise ExportError(
-            f"the model does not run on its example arguments: {type(error).__name__}: {error}"
-        ) from error
+        said = f"{type(error).__name__}: {error}"
+        if sizes:
+            raise ExportError(
+                f"dynamic_shapes names the axes {list(sizes)}, but the model does not run with the sizes "
+                f"{list(sizes.values())}: {said}"
+            ) from error
+        raise ExportError(f"the model does not run on its example arguments: {said}") from error
     changed = [name for name, kept in _own_tensors(model).items() if before.get(name) != kept]
     if changed:
         raise ExportError(

@@ -93,3 +93,12 @@ def test_a_plain_tuple_is_an_lstm_state_and_what_comes_back_is_named():
     _, state = cell(x, (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)))
     assert state.c.shape == state.h.shape == (1, 2, 4)
     assert torch.equal(cell.initial_state(2).h, torch.zeros(1, 2, 4))
+
+
+@pytest.mark.parametrize("call", [LSTM(3, 2), GRUCell(3, 2)])
+def test_an_input_of_another_type_is_refused_by_name(call: torch.nn.Module) -> None:
+    shape = (4, 1, 3) if isinstance(call, LSTM) else (4, 3)
+    with pytest.raises(CellError, match=r"input has dtype torch\.float64; accepted is the parameters' torch\.float32"):
+        call(torch.zeros(shape, dtype=torch.float64))
+    with pytest.raises(CellError, match="input is a list; accepted is a tensor"):
+        call([1.0])

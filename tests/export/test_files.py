@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cellport.errors import EquivalenceError, ExportError
-from cellport.export import exporter, inspect, verify
+from cellport.export import graphing, inspect, verify
 
 from .conftest import export
 from .models import Tokens, cell
@@ -38,7 +38,7 @@ def test_a_file_that_onnxruntime_cannot_run_is_not_left(tmp_path: Path, capfd: p
 
 def test_weights_of_a_large_model_stand_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of more than two gigabytes would not be protobuf; the limit is one."""
-    monkeypatch.setattr(exporter, "_EXTERNAL_DATA_FROM", 0)
+    monkeypatch.setattr(graphing, "_EXTERNAL_DATA_FROM", 0)
     exported = export(tmp_path, Tokens(cell("gru", batch_first=True)))
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
     assert exported.report.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cellport.cells import GRU, LSTM, recurrence
-from cellport.errors import EquivalenceError, ExportError
+from cellport.errors import CellportError, EquivalenceError, ExportError
 from cellport.export import to_onnx, verify
 from cellport.export.drawing import draw
 from cellport.export.verification import Grid
@@ -213,7 +213,7 @@ class Does(nn.Module):
     ],
 )
 def test_what_a_forward_must_not_do_is_named(what: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=message) as raised:
+    with pytest.raises(CellportError, match=message) as raised:
         to_onnx(Does(what).eval(), (IDS,), tmp_path / "m.onnx", dynamic_shapes=SHAPES)
     assert "Traceback" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
