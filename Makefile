@@ -9,9 +9,10 @@ TEXT ?=
 
 .PHONY: demo test test-all check links bench-cells protos clean
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml examples/g2p/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq -r requirements.lock
+	$(BIN)/python -m pip install -qq --no-deps -r examples/g2p/requirements.txt
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
