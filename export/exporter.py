@@ -124,8 +124,8 @@ def to_onnx(
         raise ExportError("lookup=True, but no embedding feeds a projection whose rows could be computed in advance")
     with written(path) as draft:
         wide = shrinking.keep(graph, draft.parent)
-        shrinking.run(graph, captured)
         make_optional(graph, captured, state_inputs == "optional")
+        shrinking.run(graph, captured)  # which has to see the defaults of states
         made = shrinking.tables_of(folding.tables)
         manifest = describe_graph(
             graph, captured, causal, made, model, structure, leaves, state_inputs == "required", shrinking.source()
