@@ -32,10 +32,10 @@ check: $(READY) links
 	cd .links && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
 
 test: $(READY) check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(READY) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: $(READY)
 	$(BIN)/python -m examples.language_id.demo $(if $(TEXT),--text "$(TEXT)")
