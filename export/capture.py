@@ -57,6 +57,7 @@ class Captured:
         arguments: names of the user's own arguments in the order of forward.
         results: names of the user's own results in the order of forward.
         notes: what was decided on the way and why, for the report.
+        horizon: over how many steps it is proved; 0 before that is found.
     """
 
     module: Flat
@@ -70,6 +71,7 @@ class Captured:
     arguments: tuple[str, ...]
     results: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
+    horizon: int = 0
 
     def leaves(self) -> list[Leaf]:
         """Every input in the order of the flat module's arguments."""
@@ -188,14 +190,14 @@ class TorchRunner:
                 shape = [
                     batch if axis == BATCH else size for axis, size in zip(state.axes, state.initial.shape, strict=True)
                 ]
-                arguments.append(self._convert(state.initial).expand(*shape))
+                arguments.append(self._convert(state.initial).expand(*shape).clone())
         with torch.no_grad(), _default_dtype(self._dtype):
             found = self._module(*arguments)
         names = [name for name, _ in captured.outputs] + [state.output for state in captured.states]
         return {name: value.detach().numpy() for name, value in zip(names, found, strict=True)}
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
-        return self._convert(torch.from_numpy(np.ascontiguousarray(array)))
+        return self._convert(torch.from_numpy(np.array(array)))  # a copy, which a forward may change in place
 
     def _convert(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor

@@ -50,3 +50,10 @@ def draw(
     if seen is None or seen.size < 3 or not np.isfinite(seen).all():
         return rng.standard_normal(shape).astype(dtype)
     return (rng.choice(seen, shape) * (1 + _SPREAD * rng.standard_normal(shape))).astype(dtype)
+
+
+def draw_state(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
+    """Draw a state: normal numbers of half the standard size; for integers, such as a count of steps, 0 to 7."""
+    if np.dtype(dtype).kind == "f":
+        return (0.5 * rng.standard_normal(shape)).astype(dtype)
+    return rng.integers(0, 2 if dtype == "bool" else 8, shape).astype(dtype)

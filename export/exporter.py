@@ -14,6 +14,7 @@ from torch import nn
 from cellport.errors import ExportError
 
 from . import passes
+from .alone import alone
 from .capture import Copies, unlike_sizes
 from .describing import describe_graph
 from .graphing import check, graph_of_module, make_optional, save
@@ -31,6 +32,7 @@ from .watching import layers_of, run_cell, watching
 from .writing import external_data, written
 
 
+@alone
 def to_onnx(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -56,7 +58,8 @@ def to_onnx(
 ) -> Report:
     """Export a recurrent model to an ONNX file that describes itself, and prove that it computes the same.
 
-    What this function shares with `torch.onnx.export` has its name and meaning there.
+    What this function shares with `torch.onnx.export` has its name and meaning there. Exports of several threads run
+    one after another; while one runs, torch's default dtype may be float64 for a time, in every thread.
 
     Args:
         model: any module in evaluation mode; its recurrent layers are `cellport.cells`, torch.nn's RNN, LSTM and GRU,
@@ -90,7 +93,8 @@ def to_onnx(
             or ``"int8"`` with a scale a row and activations that are quantised as they come.
         calibration: inputs by name, without padding, that give int8 products a fixed range of activations; states
             and lengths may be left out.
-        verify: compare the file with the module over a quick grid (`cellport.export.verify` runs the full one).
+        verify: compare the file with the module over a quick grid (`cellport.export.verify` runs the full one). Without
+            it nothing sees a branch of forward on a size of 1, which the tracer takes for any other.
         evaluate: the task's metric: a function of a model, which maps arrays by input name to arrays by output name,
             to a number. The report holds it for PyTorch and for the file.
 

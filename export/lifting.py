@@ -3,13 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+
 from cellport.errors import CellportError, ExportError
 from cellport.manifest import BATCH, TIME
 
 from .capture import Captured, Copies, capture
 from .flat import Lift
 from .probing import Call
-from .proofs import why_not_causal, why_not_the_module, why_padding_is_read, why_rows_meet
+from .proofs import horizon, why_not_causal, why_not_the_module, why_padding_is_read, why_rows_meet
 from .signature import Leaf
 
 __all__ = ["capture_lifted"]
@@ -72,6 +75,13 @@ def capture_lifted(
             f"{captured.lengths!r} does not hide padding, so only rows of equal length can share a batch: {reason}"
         )
         captured.lengths = None
+    vague = _of_one_value([leaf for leaf in leaves if leaf.name not in pairs], captured.lengths) if timed else None
+    if vague is not None:
+        timed = False
+        notes.append(
+            f"nothing is lifted, because nothing can be proved: the example of {vague.name!r} holds the one integer "
+            f"{vague.example.flatten()[0]}, and no others are known to be valid; give one with several"
+        )
     free = [call for call in calls if call.free_lengths]
     if lengths and timed and captured.lengths is None and free:
         lift = Lift(lengths=tuple(call.path for call in free))
@@ -80,7 +90,7 @@ def capture_lifted(
             notes.append(f"no lengths input, so only rows of equal length can share a batch: {reason}")
         else:
             captured = better
-            notes.append("lengths added: padded rows proved equal to unpadded ones")
+            notes.append(f"lengths added: padded rows proved equal to unpadded ones, up to {horizon(bare)} steps")
     causal = False
     if states and timed and calls:
         taken = {call.path for call in calls if call.initial is not None}
@@ -94,13 +104,25 @@ def capture_lifted(
                 notes.append(f"states left inside: {reason}")
             else:
                 captured, causal = better, True
-                notes.append("states lifted: a run in chunks proved equal to one pass")
-    if captured.states and not causal:
+                notes.append(f"states lifted: a run in chunks proved equal to one pass, over {horizon(bare)} steps")
+    if captured.states and not causal and vague is None:
         failure = why_not_causal(captured)
         causal = failure is None
-        notes.append("causal: a run in chunks proved equal to one pass" if causal else f"not causal: {failure}")
+        proved = f"causal: a run in chunks proved equal to one pass, over {horizon(captured)} steps"
+        notes.append(proved if causal else f"not causal: {failure}")
     captured.notes = notes
     return captured, causal
+
+
+def _of_one_value(leaves: Sequence[Leaf], lengths: str | None) -> Leaf | None:
+    """An argument of integers whose example holds only one, where that does not tell which others are valid."""
+    for leaf in leaves:
+        whole = not leaf.example.is_floating_point() and leaf.example.dtype != torch.bool
+        dynamic = any(isinstance(axis, str) for axis in leaf.axes)
+        unknown = leaf.rows is None and leaf.name != lengths
+        if whole and dynamic and unknown and np.unique(leaf.example.numpy()).size == 1:
+            return leaf
+    return None
 
 
 def _of_user(call: Call, pairs: Mapping[str, str]) -> bool:

@@ -5,7 +5,8 @@ its size depends on the values of the lengths, so no graph with dynamic axes can
 `pack_padded_sequence` hands out a stand-in that keeps the padded tensor and the lengths, recurrent layers take and
 return it, and `pad_packed_sequence` opens it again. Nothing is sorted: rows stay where they are.
 
-The padded result keeps the whole time axis of what was packed, where torch cuts it to the longest row.
+The padded result keeps the whole time axis of what was packed, where torch cuts it to the longest row unless it is
+told a `total_length`; `uncut` counts such results, so that a module which could tell the two apart is found.
 """
 
 import types
@@ -20,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cellport.errors import ExportError
 
-__all__ = ["REPLACED", "Padded", "pack", "padding", "unpack"]
+__all__ = ["REPLACED", "Padded", "pack", "padding", "uncut", "unpack"]
 
 
 class Padded(PackedSequence):
@@ -78,6 +79,9 @@ def _refuse(field: str) -> NoReturn:
 padding: ContextVar[bool] = ContextVar("padding", default=False)
 """Whether this thread's calls of torch's packing functions are to be replaced."""
 
+uncut: ContextVar[int] = ContextVar("uncut", default=0)
+"""How many results of `pad_packed_sequence` kept steps that torch's own would have cut off."""
+
 
 def _copy(function: Any) -> Callable[..., Any]:
     return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
@@ -117,6 +121,8 @@ def unpack(
             f"pad_packed_sequence is given total_length={total_length}; accepted: None, or the size of the time axis "
             f"that was packed, {steps}"
         )
+    if total_length is None:
+        uncut.set(uncut.get() + 1)
     valid = torch.arange(steps, device=values.device).unsqueeze(1) < lengths
     values = torch.where(valid.reshape(*valid.shape, *(1,) * (values.dim() - 2)), values, padding_value)
     return (values.transpose(0, 1) if batch_first else values), lengths

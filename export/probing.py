@@ -15,6 +15,7 @@ from cellport.manifest import BATCH, TIME
 
 from .drawing import draw
 from .flat import results
+from .influence import Influence
 from .signature import Leaf
 from .watching import Layer, layers_of, run_cell, watching
 
@@ -50,6 +51,7 @@ class _Use:
     batch: int
     state: tuple[Tensor, ...] | None
     lengths: Tensor | None
+    constant: bool
 
 
 def probe(model: nn.Module, leaves: Sequence[Leaf], structure: Any, sizes: Mapping[str, int]) -> tuple[list[Call], Any]:
@@ -105,15 +107,20 @@ def _run(
     uses: list[_Use],
     sizes: Mapping[str, int],
 ) -> Any:
+    influence = Influence(values)
+
     def handle(layer: Layer, input: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
         output, final = run_cell(layer, input, state, lengths)
+        if influence.reaches((input, state, lengths)):
+            influence.mark((output, final))  # kernels of our own are no operators of torch's
         tensors = (state,) if isinstance(state, Tensor) else state
         batch, steps = input.shape[layer.batch_axis], input.shape[1 - layer.batch_axis]
         kept = None if tensors is None else tuple(tensor.clone() for tensor in tensors)
-        uses.append(_Use(layer, steps, batch, kept, None if lengths is None else lengths.clone()))
+        constant = not influence.reaches(state)
+        uses.append(_Use(layer, steps, batch, kept, None if lengths is None else lengths.clone(), constant))
         return output, final
 
-    with torch.no_grad(), watching(layers, handle):
+    with torch.no_grad(), watching(layers, handle), influence:
         return run_unchanged(model, values, structure, sizes)
 
 
@@ -234,7 +241,8 @@ def _initial(
         like = next(cell.parameters())
         return tuple(torch.zeros(shape, dtype=like.dtype) for shape in cell.state_shapes(1)), ""
     assert other is not None
-    if not all(torch.equal(a, b) and torch.equal(a, a[:, :1].expand_as(a)) for a, b in zip(states, other, strict=True)):
+    same = all(torch.equal(a, b) and torch.equal(a, a[:, :1].expand_as(a)) for a, b in zip(states, other, strict=True))
+    if not (same and uses[0].constant and again[0].constant):
         return None, f"the initial state of {name} depends on the inputs"
     return tuple(tensor[:, :1].clone() for tensor in states), ""
 

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from cellport.errors import ExportError
 from cellport.manifest import InputSpec, Manifest, Verification
 
+from .alone import alone
 from .capture import Captured, Copies, capture, unlike_sizes
 from .examination import Examination, errors_by_step
 from .flat import Lift, results
@@ -23,6 +24,7 @@ from .signature import Leaf
 from .verification import CaseFigures, Grid, compare
 
 
+@alone
 def verify(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -57,6 +59,7 @@ def verify(
     return examine(model, path, args=args, grid=grid, progress=progress, steps=0).verification
 
 
+@alone
 def examine(
     model: nn.Module,
     path: str | os.PathLike[str],

@@ -265,7 +265,20 @@ def result_axes(
                 if before != after:
                     same = before == sizes[axis] and after == sizes[axis] + 1
                     axes[position] = axis if same else f"{name}_axis_{position}"
+        for axis in sizes:
+            if axis in axes and not _keeps_rank(run, leaves, {**sizes, axis: 1}, index, len(axes)):
+                raise ExportError(
+                    f"result {name!r} has {len(axes)} axes, but fewer where {axis!r} is 1; "
+                    "name the axis that forward squeezes, as in squeeze(-1)"
+                )
         yield name, tuple(axes)
+
+
+def _keeps_rank(run: Any, leaves: Sequence[Leaf], sizes: Mapping[str, int], index: int, rank: int) -> bool:
+    try:
+        return bool(run(*(leaf.sized(sizes) for leaf in leaves))[index].dim() == rank)
+    except Exception:  # a model may ask for more than one step
+        return True
 
 
 def _at(run: Any, leaves: Sequence[Leaf], sizes: Mapping[str, int]) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from cellport.errors import CellportError, EquivalenceError, ExportError
 from cellport.manifest import BATCH, TIME, InputSpec, Manifest, OutputFigures, Verification
 
-from .drawing import draw
+from .drawing import draw, draw_state
 from .runs import Array, Arrays, Contract, Runner, in_chunks, valid_part
 
 _OTHER_SIZES = (2, 1, 5)
@@ -276,7 +276,7 @@ def feeds(
     for state in manifest.states:
         shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 2) for axis in state.axes)
         if case.random_state:
-            value = (0.5 * rng.standard_normal(shape)).astype(state.dtype)
+            value = draw_state(rng, shape, state.dtype)
             clean[state.input] = garbage[state.input] = value
         elif state.required:
             clean[state.input] = garbage[state.input] = np.broadcast_to(state.initial_value(), shape).copy()
