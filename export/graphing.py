@@ -96,7 +96,11 @@ def _why_not_traced(error: Exception) -> str:
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in type(error).__name__:
         return f"the model branches or sizes a tensor on the values of its inputs: {first}"
     if "specializ" in text or "Constraints violated" in text:
-        return f"the model fixes an axis that dynamic_shapes declares dynamic: {' '.join(text.split())[:500]}"
+        reasons = [line.strip(" -") for line in text.splitlines() if line.strip().startswith("- ")] or [first]
+        return (
+            "the model fixes an axis that dynamic_shapes declares dynamic, or does not compute the same for every size "
+            f"of it from 1 on: {reasons[0]:.500}"
+        )
     return f"torch.export cannot trace the model: {first}"
 
 

@@ -154,10 +154,14 @@ def run_unchanged(
     return result
 
 
+_STEPS = (nn.RNNCellBase, StepCell)
+_LAYERS = (*_STEPS, nn.RNNBase, SequenceCell)
+
+
 def looped_step(model: nn.Module, values: Sequence[Tensor], structure: Any) -> str | None:
-    """The first single-step cell that a forward calls several times, with what to do about it."""
+    """The first recurrent layer that a forward calls in a loop, with what to do about it."""
     counts: dict[str, int] = {}
-    kinds = {path: type(each) for path, each in model.named_modules() if isinstance(each, nn.RNNCellBase | StepCell)}
+    kinds = {path: type(each) for path, each in model.named_modules() if isinstance(each, _LAYERS)}
 
     def count(path: str) -> Any:
         def before(*_: Any) -> None:
@@ -173,8 +177,13 @@ def looped_step(model: nn.Module, values: Sequence[Tensor], structure: Any) -> s
         for handle in handles:
             handle.remove()
     for path, number in counts.items():
-        if number > 1:
-            kind = kinds[path]
+        kind = kinds[path]
+        if number > 2 and not issubclass(kind, _STEPS):
+            return (
+                f"{path} is called {number} times, as in a Python loop, which fixes the length of the loop; "
+                "call it once with the whole sequence, or write the loop with cellport.cells.recurrence"
+            )
+        if number > 1 and issubclass(kind, _STEPS):
             whole = kind.__name__.removesuffix("Cell")
             library = "torch.nn" if issubclass(kind, nn.RNNCellBase) else "cellport.cells"
             return (

@@ -333,3 +333,22 @@ def test_two_threads_export_one_after_another(tmp_path: Path) -> None:
     assert failures == []
     assert torch.get_default_dtype() == torch.float32
     assert all((tmp_path / f"{number}.onnx").exists() for number in range(2))
+
+
+def test_a_layer_called_step_by_step_is_named(tmp_path: Path) -> None:
+    """The tracer only says that an axis is fixed; the loop around the layer is why."""
+
+    class Stepped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state, rows = None, []
+            for step in range(x.shape[1]):
+                y, state = self.lstm(x[:, step : step + 1], state)
+                rows.append(y)
+            return torch.cat(rows, 1)
+
+    with pytest.raises(ExportError, match="lstm is called 6 times, as in a Python loop"):
+        to_onnx(Stepped().eval(), (X,), tmp_path / "m.onnx", dynamic_shapes=[AXES])
