@@ -10,6 +10,7 @@ from .lstm import LSTM, LSTMCell, LSTMState
 from .recurrence import recurrence
 from .rnn import RNN, RNNCell
 from .sru import SRU, SRUCell
+from .wavefront import wavefront
 
 __all__ = [
     "GRU",
@@ -29,4 +30,5 @@ __all__ = [
     "beam_search",
     "greedy",
     "recurrence",
+    "wavefront",
 ]

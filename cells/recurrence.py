@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from .checks import CellError, check_lengths
 from .lengths import align, mask_steps, valid_steps, whole_axis
 
-__all__ = ["recurrence"]
+__all__ = ["recurrence", "unroll"]
 
 State = TypeVar("State")
 Input = TypeVar("Input")
@@ -64,12 +64,27 @@ def recurrence(
     run = _FlatStep(step, state, inputs)
     order = [leaf.flip(0) for leaf in leaves] if reverse else leaves
     order_valid = valid.flip(0) if reverse and valid is not None else valid
-    unroll = _scan if torch.compiler.is_exporting() else _loop
-    outputs, final, output_structure = unroll(run, order, order_valid)
+    outputs, final, output_structure = _unroll(run, order, order_valid)
     if reverse:
         outputs = [output.flip(0) for output in outputs]
     if valid is not None:
         outputs = [mask_steps(output, valid) for output in outputs]
+    return pytree.tree_unflatten(outputs, output_structure), pytree.tree_unflatten(final, run.state_structure)
+
+
+def unroll(step: Callable[[State, Input], tuple[State, Output]], state: State, inputs: Input) -> tuple[Output, State]:
+    """`recurrence` from the first step to the last, for schedules of their own: inputs agree on axis 0 alone.
+
+    Args:
+        step: as of `recurrence`, for tensors of any axes.
+        state: the initial state.
+        inputs: [steps, ...] each.
+
+    Returns:
+        The outputs [steps, ...] and the final state.
+    """
+    run = _FlatStep(step, state, inputs)
+    outputs, final, output_structure = _unroll(run, pytree.tree_leaves(inputs), None)
     return pytree.tree_unflatten(outputs, output_structure), pytree.tree_unflatten(final, run.state_structure)
 
 
@@ -107,6 +122,10 @@ class _FlatStep:
         got, accepted = ([(list(leaf.shape), leaf.dtype) for leaf in leaves] for leaves in (state, self.initial))
         if got != accepted:
             raise CellError(f"the step's new state is {got}; accepted is what the initial state is, {accepted}")
+
+
+def _unroll(run: _FlatStep, inputs: list[Tensor], valid: Tensor | None) -> tuple[list[Tensor], list[Tensor], Any]:
+    return (_scan if torch.compiler.is_exporting() else _loop)(run, inputs, valid)
 
 
 def _loop(run: _FlatStep, inputs: list[Tensor], valid: Tensor | None) -> tuple[list[Tensor], list[Tensor], Any]:

@@ -1,0 +1,273 @@
+"""The index arithmetic of a wavefront: which position of a grid a slot holds on each anti-diagonal, and the way back.
+
+Positions are counted in scan order: from each image's own first corner, which for a direction that runs backwards
+along a dimension is the far end of the image. On anti-diagonal q the slot (c_j for j != along) holds the position
+with c_along = q - sum of the c_j. Tensors of coordinates have the axes
+
+    [diagonals, directions, slots..., batch]
+
+with size 1 where nothing varies; without flips the axis of directions is not there. The values that a step sees have
+slots and batch as one axis of rows, but for a dimension that is kept apart:
+
+    [directions, slots of the dimension apart, rows, ...]
+
+One gather skews, flips and stacks the directions, and one brings everything back.
+"""
+
+import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Diagonals"]
+
+
+class Diagonals:
+    """The schedule of a grid for one batch.
+
+    Args:
+        grid: the sizes n_1 to n_N.
+        along: the dimension that has no slots, 0 to N - 1.
+        apart: a dimension whose slots have an axis of their own, or None.
+        batch: images.
+        sizes: int64 [batch, N] without negatives, or None.
+        flips: for each direction the dimensions that it runs backwards along, or None for one direction without an
+            axis of its own.
+        device: where the indices are.
+    """
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        along: int,
+        apart: int | None,
+        batch: int,
+        sizes: Tensor | None,
+        flips: Sequence[Collection[int]] | None,
+        device: torch.device,
+    ) -> None:
+        self.grid, self.along, self.apart, self.batch = tuple(grid), along, apart, batch
+        self.flips, self.device = flips, device
+        first = () if apart is None else (apart,)
+        self.slots = first + tuple(d for d in range(len(grid)) if d not in (along, apart))
+        self._count_apart = len(first)
+        self.rows_axis = len(first) + (0 if flips is None else 1)
+        self.count = sum(grid) - len(grid) + 1
+        self.leading = 1 if flips is None else 2
+        rank = self.leading + len(self.slots) + 1
+        self._rank = rank
+        self._per_image = sizes is not None or flips is not None
+        self.sizes: dict[int, Tensor | int] = {
+            d: n if sizes is None else self._spread(sizes[:, d], -1) for d, n in enumerate(self.grid)
+        }
+        self._batch = self._spread(torch.arange(batch, device=device), -1)
+        # In scan order, of every slot on every diagonal.
+        coordinates = {d: self._range(self.grid[d], self.leading + axis) for axis, d in enumerate(self.slots)}
+        coordinates[along] = self._range(self.count, 0) - sum(coordinates.values())
+        self.coordinates = coordinates
+
+    def valid(self) -> Tensor:
+        """Which slots hold a position of their image: bool [diagonals, (1), (slots of the dimension apart), rows]."""
+        inside = self._inside(self.coordinates)
+        shape = [self.count, 1, *(self.grid[d] for d in self.slots), self.batch]
+        return self._merged(inside.expand(shape if self.flips is not None else shape[:1] + shape[2:]))
+
+    def neighbours(self, dimension: int, of_side: bool) -> Tensor:
+        """For each row the row of its predecessor along a dimension that has slots and is not apart: int64 [rows].
+
+        The rows are followed by those of what enters at the near side, in the order of `enter_side`; or by one for
+        each image, where the same enters everywhere.
+        """
+        dimensions = self.slots[self._count_apart :]
+        rank = len(dimensions) + 1
+        places = {d: _range(self.grid[d], axis, rank, self.device) for axis, d in enumerate(dimensions)}
+        batch = _range(self.batch, rank - 1, rank, self.device)
+        row = entering = torch.zeros([1] * rank, dtype=torch.int64, device=self.device)
+        count = self.batch
+        for d in dimensions:
+            count = count * self.grid[d]
+            row = row * self.grid[d] + places[d] - (1 if d == dimension else 0)
+            if of_side and d != dimension:
+                entering = entering * self.grid[d] + places[d]
+        index = torch.where(places[dimension] > 0, row * self.batch + batch, count + entering * self.batch + batch)
+        return index.reshape(-1)
+
+    def enter(self, values: Tensor) -> Tensor:
+        """What each slot reads on each diagonal.
+
+        Args:
+            values: [n_1, ..., n_N, batch, (directions), ...].
+
+        Returns:
+            [diagonals, ...]; slots without a position get some value of their image.
+        """
+        return self._merged(self._take(values, self.coordinates, self._inside(self.coordinates)))
+
+    def enter_side(self, values: Tensor, dimension: int) -> Tensor:
+        """What enters the grid along one dimension.
+
+        Args:
+            values: [the other n..., batch, (directions), ...].
+            dimension: which.
+
+        Returns:
+            For the dimension without slots what a step sees, else [diagonals, ...] of it with one slot along this
+            dimension.
+        """
+        if dimension == self.along:
+            if not self.slots and not self._per_image:
+                return values
+            coordinates: Mapping[int, Tensor] = {d: self.coordinates[d] for d in self.slots}
+            return self._merged(self._take(values, coordinates, self._inside(coordinates))).squeeze(0)
+        coordinates = {
+            d: self.coordinates[d] if d != self.along else self._without(dimension)
+            for d in range(len(self.grid))
+            if d != dimension
+        }
+        return self._merged(self._take(values, coordinates, self._inside(coordinates)))
+
+    def enter_same(self, values: Tensor, dimension: int) -> Tensor:
+        """What enters along one dimension where it is the same at every position.
+
+        Args:
+            values: [(directions), batch, ...].
+            dimension: which.
+
+        Returns:
+            As of `enter_side` for one diagonal, but with a row for each image alone where the dimension has slots and
+            is not apart.
+        """
+        slots = [1 if d == dimension else self.grid[d] for d in self.slots]
+        if dimension in self.slots[self._count_apart :]:
+            slots = slots[: self._count_apart]
+        front, tail = values.shape[: self.leading - 1], values.shape[self.leading :]
+        values = values.reshape(*front, *[1] * len(slots), self.batch, *tail)
+        values = values.expand(*front, *slots, self.batch, *tail)
+        return values.flatten(self.rows_axis, self.leading - 1 + len(slots))
+
+    def leave(self, values: Tensor) -> Tensor:
+        """The values of each position, from those of the slots.
+
+        Args:
+            values: [diagonals, (directions), (slots of the dimension apart), rows, ...].
+
+        Returns:
+            [n_1, ..., n_N, batch, (directions), ...]; positions that an image does not have get some value.
+        """
+        rank = len(self.grid)
+        if not self._per_image:
+            axes = {d: _range(n, d, rank, self.device) for d, n in enumerate(self.grid)}
+            row = _total(axes.values())
+            for d in self.slots:
+                row = row * self.grid[d] + axes[d]
+            return _gather(values.reshape(-1, self.batch, *values.shape[2 + self.rows_axis :]), row, 1)
+        places, direction = self._places(tuple(range(rank)))
+        row = _total(places.values())
+        return self._gather_back(values, row, places, direction, self.rows_axis + 2)
+
+    def leave_far(self, values: Tensor) -> Tensor:
+        """What leaves along the dimension without slots.
+
+        Args:
+            values: [(directions), (slots of the dimension apart), rows, ...].
+
+        Returns:
+            [the other n..., batch, (directions), ...]; positions that an image does not have get some value.
+        """
+        if not self._per_image:
+            slots = [self.grid[d] for d in self.slots]
+            values = values.reshape(*slots, self.batch, *values.shape[self.rows_axis + 1 :])
+            return values.movedim(0, sorted(self.slots).index(self.slots[0])) if slots else values
+        places, direction = self._places(sorted(self.slots))
+        return self._gather_back(values, 0, places, direction, self.rows_axis + 1)
+
+    def _merged(self, values: Tensor) -> Tensor:
+        """[diagonals, (directions), slots..., batch, ...] with slots and batch as one axis, but for those apart."""
+        return values.flatten(self.rows_axis + 1, self._rank - 1)
+
+    def _inside(self, coordinates: Mapping[int, Tensor]) -> Tensor:
+        inside = None
+        for d, c in coordinates.items():
+            if d != self.along and self.sizes[d] is self.grid[d]:
+                continue
+            one = c < self.sizes[d]
+            one = one & (c >= 0) if d == self.along else one
+            inside = one if inside is None else inside & one
+        if inside is None:
+            return torch.ones([1] * self._rank, dtype=torch.bool, device=self.device)
+        return inside
+
+    def _take(self, values: Tensor, coordinates: Mapping[int, Tensor], inside: Tensor) -> Tensor:
+        row = torch.zeros([1] * self._rank, dtype=torch.int64, device=self.device)
+        for number, d in enumerate(sorted(coordinates)):
+            place = self._turned(d, coordinates[d], self.sizes[d], 1)
+            row = row * self.grid[d] + place if number else place
+        # Some position of the same image, so that NaN in one image cannot reach the gradients of another.
+        row = torch.where(inside, row, 0)
+        if not self._per_image:
+            return _gather(values, row.squeeze(-1), len(coordinates))
+        row = row * self.batch + self._batch
+        if self.flips is not None:
+            row = row * len(self.flips) + self._range(len(self.flips), 1)
+        return _gather(values, row, len(coordinates) + self.leading)
+
+    def _without(self, dimension: int) -> Tensor:
+        """The coordinate along the dimension without slots of the slots at the near side of another one."""
+        others = [self.coordinates[d] for d in self.slots if d != dimension]
+        return self._range(self.count, 0) - sum(others)
+
+    def _places(self, dimensions: Sequence[int]) -> tuple[dict[int, Tensor], Tensor | None]:
+        """The scan-order coordinates of the positions [n..., batch, (directions)] of some dimensions."""
+        rank = len(dimensions) + self.leading
+        batch_axis = len(dimensions)
+        places = {}
+        for axis, d in enumerate(dimensions):
+            size = self.sizes[d]
+            if isinstance(size, Tensor):
+                size = size.reshape([-1 if each == batch_axis else 1 for each in range(rank)])
+            places[d] = self._turned(d, _range(self.grid[d], axis, rank, self.device), size, rank - 1)
+            # A position in the padding has none.
+            places[d] = places[d].clamp(min=0)
+        return places, None if self.flips is None else _range(len(self.flips), rank - 1, rank, self.device)
+
+    def _gather_back(
+        self, values: Tensor, row: Tensor | int, places: Mapping[int, Tensor], direction: Tensor | None, axes: int
+    ) -> Tensor:
+        rank = len(places) + self.leading
+        if direction is not None and self.flips is not None:
+            row = row * len(self.flips) + direction
+        for d in self.slots:
+            row = row * self.grid[d] + places[d]
+        row = row * self.batch + _range(self.batch, len(places), rank, self.device)
+        return _gather(values, row, axes)
+
+    def _turned(self, d: int, coordinate: Tensor, size: Tensor | int, axis: int) -> Tensor:
+        """The coordinate in scan order of one in memory, or the other way round, for each direction on an axis."""
+        if self.flips is None or not any(d in flip for flip in self.flips):
+            return coordinate
+        shape = [len(self.flips) if each == axis else 1 for each in range(coordinate.dim())]
+        backwards = torch.tensor([d in flip for flip in self.flips], device=self.device).reshape(shape)
+        return torch.where(backwards, size - 1 - coordinate, coordinate)
+
+    def _range(self, size: int, axis: int) -> Tensor:
+        return _range(size, axis, self._rank, self.device)
+
+    def _spread(self, values: Tensor, axis: int) -> Tensor:
+        shape = [1] * self._rank
+        shape[axis] = -1
+        return values.reshape(shape)
+
+
+def _range(size: int, axis: int, rank: int, device: torch.device) -> Tensor:
+    return torch.arange(size, device=device).reshape([-1 if each == axis else 1 for each in range(rank)])
+
+
+def _total(coordinates: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, coordinates)
+
+
+def _gather(values: Tensor, index: Tensor, axes: int) -> Tensor:
+    """Rows of `values`, whose first `axes` axes are taken as one; index_select has a fast gradient, indexing not."""
+    tail = values.shape[axes:]
+    return values.flatten(0, axes - 1).index_select(0, index.reshape(-1)).reshape(*index.shape, *tail)
