@@ -11,7 +11,7 @@ PUBLIC = {
     "cellport.cells": [
         *("GRU", "LSTM", "RNN", "SRU", "CellError", "GRUCell", "LSTMCell", "LSTMState", "RNNCell", "SRUCell"),
         *("LayerNormLSTM", "LayerNormLSTMCell", "SequenceCell", "StepCell", "beam_search", "greedy", "recurrence"),
-        *("wavefront",),
+        *("GridLSTM", "GridState", "wavefront"),
     ],
     "cellport.export": ["Examination", "ExportSpec", "Report", "examine", "inspect", "to_onnx", "verify"],
     "cellport.export.passes": [
