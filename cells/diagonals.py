@@ -15,6 +15,7 @@ One gather skews, flips and stacks the directions, and one brings everything bac
 """
 
 import functools
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
@@ -161,7 +162,7 @@ class Diagonals:
             row = _total(axes.values())
             for d in self.slots:
                 row = row * self.grid[d] + axes[d]
-            return _gather(values.reshape(-1, self.batch, *values.shape[2 + self.rows_axis :]), row, 1)
+            return _gather(self._by_image(values, 2 + self.rows_axis), row, 1)
         places, direction = self._places(tuple(range(rank)))
         row = _total(places.values())
         return self._gather_back(values, row, places, direction, self.rows_axis + 2)
@@ -181,6 +182,13 @@ class Diagonals:
             return values.movedim(0, sorted(self.slots).index(self.slots[0])) if slots else values
         places, direction = self._places(sorted(self.slots))
         return self._gather_back(values, 0, places, direction, self.rows_axis + 1)
+
+    def _by_image(self, values: Tensor, axes: int) -> Tensor:
+        """The first axes, the last of which is of rows, as one of slots and one of images."""
+        count = -1
+        if not torch.compiler.is_exporting():  # where the batch may be 0
+            count = math.prod([self.count, *(self.grid[d] for d in self.slots)])
+        return values.reshape(count, self.batch, *values.shape[axes:])
 
     def _merged(self, values: Tensor) -> Tensor:
         """[diagonals, (directions), slots..., batch, ...] with slots and batch as one axis, but for those apart."""

@@ -15,6 +15,7 @@ from cellport.manifest import BATCH, TIME
 
 from .drawing import draw
 from .flat import results
+from .image_sizes import SIZES, ImageSizes
 from .influence import Influence
 from .signature import Leaf
 from .watching import Layer, layers_of, run_cell, watching
@@ -88,6 +89,7 @@ def probe(model: nn.Module, leaves: Sequence[Leaf], structure: Any, sizes: Mappi
 def _arguments(leaves: Sequence[Leaf], sizes: Mapping[str, int], number: int) -> Iterator[Tensor]:
     """The example arguments, or random ones like them, of the given sizes."""
     rng = np.random.default_rng(number)
+    images = ImageSizes.among({leaf.name: leaf.axes for leaf in leaves})
     for leaf in leaves:
         value = leaf.sized(sizes)
         if number:
@@ -96,6 +98,8 @@ def _arguments(leaves: Sequence[Leaf], sizes: Mapping[str, int], number: int) ->
             value = torch.from_numpy(draw(rng, array.shape, str(array.dtype), bounds, leaf.example.numpy()))
         if leaf.axes == (BATCH,) and not value.is_floating_point() and value.dtype != torch.bool:
             value = value.clamp(max=sizes.get(TIME, 1))  # these may be lengths
+        if images is not None and leaf.name == SIZES:
+            value = torch.from_numpy(images.within(value.numpy(), sizes))
         yield value.clone()
 
 

@@ -10,6 +10,7 @@ from cellport.manifest import BATCH, TIME
 
 from .capture import Captured, TorchRunner
 from .drawing import draw, draw_state
+from .image_sizes import ImageSizes
 from .packing import uncut
 from .runs import Array, Arrays, Contract, Runner, in_chunks, row_by_row, valid_part
 
@@ -261,6 +262,8 @@ def _example(captured: Captured, lengths: tuple[int, ...], seed: int = 0, steps:
         )
         clean[leaf.name] = np.where(mask, value, np.zeros((), value.dtype))
         garbage[leaf.name] = np.where(mask, value, dirty)
+    if images := ImageSizes.among(contract.inputs):
+        images.draw(rng, contract.inputs, clean, garbage)
     for state in captured.states:
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in state.axes)
         clean[state.input] = garbage[state.input] = draw_state(rng, shape, str(state.initial.numpy().dtype))

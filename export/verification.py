@@ -15,6 +15,7 @@ from cellport.errors import CellportError, EquivalenceError, ExportError
 from cellport.manifest import BATCH, TIME, InputSpec, Manifest, OutputFigures, Verification
 
 from .drawing import draw, draw_state
+from .image_sizes import ImageSizes
 from .runs import Array, Arrays, Contract, Runner, in_chunks, valid_part
 
 _OTHER_SIZES = (2, 1, 5)
@@ -273,6 +274,9 @@ def feeds(
         )
         valid = valid_part(np.ones(shape, bool), spec.axes, lengths)
         garbage[spec.name] = np.where(valid, value, dirty)
+    inputs = {spec.name: spec.axes for spec in manifest.inputs}
+    if images := ImageSizes.among(inputs):
+        images.draw(rng, inputs, clean, garbage)
     for state in manifest.states:
         shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 2) for axis in state.axes)
         if case.random_state:

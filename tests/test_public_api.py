@@ -11,6 +11,7 @@ PUBLIC = {
     "cellport.cells": [
         *("GRU", "LSTM", "RNN", "SRU", "CellError", "GRUCell", "LSTMCell", "LSTMState", "RNNCell", "SRUCell"),
         *("LayerNormLSTM", "LayerNormLSTMCell", "SequenceCell", "StepCell", "beam_search", "greedy", "recurrence"),
+        *("MDLSTM", "MDLSTMState", "MDRNN"),
         *("GridLSTM", "GridState", "wavefront"),
     ],
     "cellport.export": ["Examination", "ExportSpec", "Report", "examine", "inspect", "to_onnx", "verify"],
