@@ -83,7 +83,9 @@ def graph_of_module(
     ]
     ir.passes.PassManager([passes.NameWeights("model."), *clean, *clean[-2:]], steps=1)(graph)
     notes = lower(graph, lowering, tables=tables, batches=batches)
-    ir.passes.PassManager([*clean, folding, *clean, passes.CleanScans()], steps=1)(graph)
+    split = passes.SplitSums(tables)
+    sums = [split, passes.RemoveDead(), passes.MoveTransposes(), split]
+    ir.passes.PassManager([*clean, *sums, *clean, folding, *clean, passes.CleanScans()], steps=1)(graph)
     inputs = [(leaf.name, leaf.axes) for leaf in leaves]
     outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]
     ir.passes.PassManager([passes.SeparateOutputs(), passes.NameTensors(inputs, outputs)], steps=1)(graph)

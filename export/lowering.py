@@ -21,7 +21,7 @@ from onnx_ir.passes import common
 from .passes import FoldConstants, LookupTables, LowerRecurrent, RemoveDead, can_lower
 from .passes.graphs import constant, nodes
 from .passes.lookup_tables import AUTO_LIMIT, Mode
-from .passes.move_transposes import source_gather
+from .passes.split_sums import gathers_of
 
 __all__ = ["Lowering", "Shape", "lower"]
 
@@ -121,12 +121,10 @@ def _behind_tables(candidates: Sequence[ir.Node], tables: Mode, limit: int) -> s
     """The nodes whose projections will be looked up, if they become Scans."""
     found: dict[ir.Node, list[ir.Node]] = {}
     for node in candidates:
-        gather = source_gather(node.inputs[0].producer()) if node.inputs[0] is not None else None
-        if gather is not None and tables is not False:
+        for gather in (gathers_of(node.inputs[0]) or []) if tables is not False else []:
             found.setdefault(gather, []).append(node)
-    return {
-        node for gather, users in found.items() if tables is True or _added(gather, users) <= limit for node in users
-    }
+    large = {node for gather, users in found.items() if _added(gather, users) > limit for node in users}
+    return {node for users in found.values() for node in users if tables is True or node not in large}
 
 
 def _added(gather: ir.Node, users: Sequence[ir.Node]) -> int:

@@ -17,6 +17,7 @@ from .prune_tables import PruneTables, read_counts
 from .remove_dead import RemoveDead
 from .reverse_scans import ReverseScans
 from .separate_outputs import SeparateOutputs
+from .split_sums import SplitSums
 from .table_types import TableTypes
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RemoveDead",
     "ReverseScans",
     "SeparateOutputs",
+    "SplitSums",
     "TableTypes",
     "calibrate",
     "can_lower",

@@ -24,7 +24,7 @@ def test_a_mean_over_time_keeps_its_states_inside(tmp_path: Path) -> None:
     manifest, said = exported.report.manifest, "\n".join(exported.report.notes)
     assert manifest.states == ()
     assert not manifest.causal
-    assert "states left inside: output 'output' of a run in chunks of 3 steps differs" in said
+    assert "states left inside: output 'output' of 7 steps in chunks of 3 differs" in said
     assert "no lengths input" in said
     assert manifest.lengths is None
 

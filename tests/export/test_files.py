@@ -60,7 +60,7 @@ def test_the_report_says_what_was_made(tmp_path: Path) -> None:
     report = export(tmp_path, Tokens(cell("gru", batch_first=True))).report
     lines = str(report).splitlines()
     assert lines[0].startswith(f"{report.path}: 0.0 MiB, {report.nodes} nodes")
-    assert "  states lifted: a run in chunks proved equal to one pass" in lines
+    assert "  states lifted: a run in chunks proved equal to one pass, over 150 steps" in lines
     assert "  equal to PyTorch in 32 cases:" in lines
     assert [line.split()[0] for line in lines[-2:]] == ["output:", "cell.h_out:"]
     assert np.isfinite(report.seconds)
