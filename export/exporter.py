@@ -17,6 +17,7 @@ from . import passes
 from .alone import alone
 from .capture import Copies, unlike_sizes
 from .describing import describe_graph
+from .drawn import Draw, with_draw
 from .graphing import check, graph_of_module, make_optional, save
 from .lifting import capture_lifted
 from .lowering import Lowering
@@ -27,7 +28,7 @@ from .runtime import OnnxRunner
 from .selections import selected_rows
 from .shrinking import Shrinking, TableType, WeightType
 from .signature import Leaf, argument_leaves, result_names, state_pairs
-from .verification import QUICK, compare
+from .verification import QUICK, compare, named_cases
 from .watching import layers_of, run_cell, watching
 from .writing import external_data, written
 
@@ -54,6 +55,8 @@ def to_onnx(
     weights: WeightType = "float32",
     calibration: Sequence[Mapping[str, Array]] = (),
     verify: bool = True,
+    draw: Draw | None = None,
+    cases: Sequence[Mapping[str, Array]] = (),
     evaluate: Callable[[Runner], float] | None = None,
 ) -> Report:
     """Export a recurrent model to an ONNX file that describes itself, and prove that it computes the same.
@@ -95,6 +98,10 @@ def to_onnx(
             and lengths may be left out.
         verify: compare the file with the module over a quick grid (`cellport.export.verify` runs the full one). Without
             it nothing sees a branch of forward on a size of 1, which the tracer takes for any other.
+        draw: draws inputs that no one can draw one by one, such as indices and schedules: a function of a
+            `numpy.random.Generator` and the wanted size of each named axis, which gives arrays by input name, for all
+            inputs or for some. Without it integers are drawn like those of `args`.
+        cases: inputs by name to compare at besides, such as real ones.
         evaluate: the task's metric: a function of a model, which maps arrays by input name to arrays by output name,
             to a number. The report holds it for PyTorch and for the file.
 
@@ -112,7 +119,7 @@ def to_onnx(
         tables=tables, block=table_block, counts=counts or {}, weights=weights, calibration=calibration
     )
     leaves, structure = argument_leaves(model, args, input_names, dynamic_shapes)
-    leaves = _with_rows(model, leaves, structure)
+    leaves = with_draw(_with_rows(model, leaves, structure), draw)
     calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
     names = result_names(output_names, result)
     pairs = state_pairs(state, [leaf.name for leaf in leaves], names) if isinstance(state, Mapping) else {}
@@ -150,6 +157,8 @@ def to_onnx(
                 exact=shrinking.exact,
                 only=shrinking.only,
                 neighbours=captured.neighbours,
+                draws=draw,
+                given=named_cases(manifest, cases),
             )
             manifest = replace(manifest, verification=figures)
             save(graph, manifest, draft)

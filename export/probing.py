@@ -91,8 +91,8 @@ def _arguments(leaves: Sequence[Leaf], sizes: Mapping[str, int], number: int) ->
     rng = np.random.default_rng(number)
     images = ImageSizes.among({leaf.name: leaf.axes for leaf in leaves})
     for leaf in leaves:
-        value = leaf.sized(sizes)
-        if number:
+        value = leaf.sized(sizes, number)
+        if number and leaf.drawn is None:
             array = value.numpy()
             bounds = None if leaf.rows is None else (0, leaf.rows - 1)
             value = torch.from_numpy(draw(rng, array.shape, str(array.dtype), bounds, leaf.example.numpy()))

@@ -250,6 +250,9 @@ def _example(captured: Captured, lengths: tuple[int, ...], seed: int = 0, steps:
         if leaf.name == contract.lengths:
             clean[leaf.name] = garbage[leaf.name] = np.asarray(lengths)
             continue
+        if leaf.drawn is not None:
+            clean[leaf.name] = garbage[leaf.name] = leaf.drawn(sizes, seed).numpy()
+            continue
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in leaf.axes)
         example = leaf.example.numpy()
         bounds = None if leaf.rows is None else (0, leaf.rows - 1)

@@ -1,7 +1,7 @@
 """`verify`: the proof that an exported file equals the module that it was made from."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from cellport.manifest import InputSpec, Manifest, Verification
 
 from .alone import alone
 from .capture import Captured, Copies, capture, unlike_sizes
+from .drawn import Draw, with_draw
 from .examination import Examination, errors_by_step
 from .flat import Lift, results
 from .probing import probe
 from .runs import Array
 from .runtime import OnnxRunner
 from .signature import Leaf
-from .verification import CaseFigures, Grid, compare
+from .verification import CaseFigures, Grid, compare, named_cases
 
 
 @alone
@@ -32,6 +33,8 @@ def verify(
     args: tuple[Any, ...] | None = None,
     grid: Grid | None = None,
     progress: Callable[[int, int], None] | None = None,
+    draw: Draw | None = None,
+    cases: Sequence[Mapping[str, Array]] = (),
 ) -> Verification:
     """Compare a file with its module over a grid of batches, lengths, initial states and chunkings.
 
@@ -47,6 +50,8 @@ def verify(
             needed where the manifest cannot tell, such as for named tuples, and the random inputs will be like them.
         grid: which cases to compare.
         progress: called with the cases done and in all.
+        draw: as of `to_onnx`.
+        cases: inputs by name to compare at besides, such as real ones.
 
     Returns:
         The number of cases, and for each output the largest errors of onnxruntime and of PyTorch's float32 run.
@@ -56,7 +61,7 @@ def verify(
         ManifestError: the file has no manifest.
         ExportError: the module does not take what the file was made from.
     """
-    return examine(model, path, args=args, grid=grid, progress=progress, steps=0).verification
+    return examine(model, path, args=args, grid=grid, progress=progress, steps=0, draw=draw, cases=cases).verification
 
 
 @alone
@@ -68,6 +73,8 @@ def examine(
     grid: Grid | None = None,
     progress: Callable[[int, int], None] | None = None,
     steps: int = 128,
+    draw: Draw | None = None,
+    cases: Sequence[Mapping[str, Array]] = (),
 ) -> Examination:
     """Do what `verify` does, and keep the figures of every case and the errors along one long sequence.
 
@@ -78,6 +85,8 @@ def examine(
         grid: as of `verify`.
         progress: as of `verify`.
         steps: length of the long sequence; 0 for none.
+        draw: as of `verify`.
+        cases: as of `verify`.
 
     Returns:
         The figures, which can be written as a table, as JSON and as plots.
@@ -89,10 +98,10 @@ def examine(
     """
     runner = OnnxRunner(Path(path))
     manifest = runner.manifest()
-    captured = recapture(model, manifest, args)
+    captured = recapture(model, manifest, args, draw)
     own, float64 = captured.runner(captured.copies.dtype), captured.runner(torch.float64)
     examples = {} if args is None else _examples(manifest, args)
-    cases: list[CaseFigures] = []
+    figures: list[CaseFigures] = []
     verification = compare(
         manifest,
         runner,
@@ -101,12 +110,14 @@ def examine(
         grid or Grid(),
         progress,
         examples=examples,
-        record=cases.append,
+        record=figures.append,
         exact=_exact(manifest),
         neighbours=captured.neighbours,
+        draws=draw,
+        given=named_cases(manifest, cases),
     )
     along = errors_by_step(manifest, runner, own, float64, examples, steps) if steps else ()
-    return Examination(verification, tuple(cases), along)
+    return Examination(verification, tuple(figures), along)
 
 
 def _exact(manifest: Manifest) -> bool:
@@ -119,7 +130,9 @@ def _examples(manifest: Manifest, args: tuple[Any, ...]) -> dict[str, Array]:
     return {name: leaf.numpy() for name, leaf in zip(manifest.source.arguments, leaves, strict=True)}
 
 
-def recapture(model: nn.Module, manifest: Manifest, args: tuple[Any, ...] | None = None) -> Captured:
+def recapture(
+    model: nn.Module, manifest: Manifest, args: tuple[Any, ...] | None = None, draw: Draw | None = None
+) -> Captured:
     """Make the function of named tensors that a file was made from, out of the module and the file's manifest.
 
     Raises:
@@ -151,6 +164,7 @@ def recapture(model: nn.Module, manifest: Manifest, args: tuple[Any, ...] | None
     if args is not None:
         given = pytree.tree_leaves(args)
         leaves = [replace(leaf, example=value.detach()) for leaf, value in zip(leaves, given, strict=True)]
+    leaves = with_draw(leaves, draw)
     lift = Lift(source.lifted_states, source.lifted_lengths)
     for path in (*lift.states, *lift.lengths):
         if path not in dict(model.named_modules()):

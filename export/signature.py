@@ -1,7 +1,7 @@
 """Names and axes of a model's tensors: what the user gave, flattened, and what the model itself shows."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +24,19 @@ class Leaf:
         axes: the name of each dynamic axis, the size of each fixed one.
         example: a value of it.
         rows: for integers that select rows, such as those of an embedding, how many rows there are, if that is known.
+        drawn: draws a value of given sizes from a seed, if the user does so.
     """
 
     name: str
     axes: Axes
     example: Tensor
     rows: int | None = None
+    drawn: Callable[[Mapping[str, int], int], Tensor] | None = None
 
-    def sized(self, sizes: Mapping[str, int]) -> Tensor:
+    def sized(self, sizes: Mapping[str, int], seed: int = 0) -> Tensor:
         """Return the example with each named axis repeated or cut to the size that `sizes` gives it."""
+        if self.drawn is not None:
+            return self.drawn(sizes, seed)
         value = self.example
         for position, axis in enumerate(self.axes):
             if isinstance(axis, str) and axis in sizes:

@@ -15,6 +15,7 @@ from cellport.errors import CellportError, EquivalenceError, ExportError
 from cellport.manifest import BATCH, TIME, InputSpec, Manifest, OutputFigures, Verification
 
 from .drawing import draw, draw_state
+from .drawn import Draw, draw_all
 from .image_sizes import ImageSizes
 from .runs import Array, Arrays, Contract, Runner, in_chunks, valid_part
 
@@ -35,6 +36,7 @@ class Case:
         random_state: random instead of default initial states.
         chunk: steps of each run; None for one pass.
         seed: of the inputs.
+        given: which of the user's own inputs it is, if it is one of these.
     """
 
     batch: int
@@ -43,8 +45,11 @@ class Case:
     random_state: bool
     chunk: int | None
     seed: int
+    given: int | None = None
 
     def __str__(self) -> str:
+        if self.given is not None:
+            return f"given case {self.given}"
         parts = [f"batch {self.batch}", f"{self.steps} steps"]
         parts.append("ragged lengths" if self.ragged else "full lengths")
         parts.append("random initial state" if self.random_state else "default initial state")
@@ -114,6 +119,8 @@ def compare(
     exact: bool = True,
     only: Mapping[str, Array] = _NONE,
     neighbours: Callable[[], Sequence[Runner]] = tuple,
+    draws: Draw | None = None,
+    given: Sequence[Arrays] = (),
 ) -> Verification:
     """Compare a file with the module it was made from.
 
@@ -129,6 +136,8 @@ def compare(
         exact: whether the rule must hold; a file with smaller weights or tables is only measured.
         only: the integers to draw for an input, instead of those of its range.
         neighbours: makes runs of the module in float32 with weights moved by a rounding, for a second look.
+        draws: draws inputs that must fit each other.
+        given: further inputs to compare at, each in one pass.
 
     Returns:
         The largest errors of each output.
@@ -138,12 +147,13 @@ def compare(
         ExportError: the module or the file does not run at a case.
     """
     contract = Contract.of(manifest)
-    cases = list(grid.cases(manifest))
+    cases = [*grid.cases(manifest), *(Case(0, 0, False, False, None, 0, number) for number in range(len(given)))]
     figures: dict[str, OutputFigures] = {}
     worst: tuple[float, str] | None = None
     looked = 0
     for number, case in enumerate(cases):
-        drawn = feeds(manifest, case, examples, only)
+        own_feeds = None if case.given is None else given[case.given]
+        drawn = feeds(manifest, case, examples, only, draws) if own_feeds is None else (own_feeds, own_feeds)
         errors = _errors(contract, onnx, float32, float64, case, drawn)
         others: list[dict[str, tuple[float, float, float, bool]]] = []
         if exact and any(
@@ -239,8 +249,44 @@ def _distance(value: Array, truth: Array) -> float:
     return float(np.where(np.isnan(difference), np.inf, difference).max())
 
 
+def named_cases(manifest: Manifest, cases: Sequence[Mapping[str, Array]]) -> list[Arrays]:
+    """The user's own inputs, if they have the names, types and axes of the file's.
+
+    Raises:
+        ExportError: they have not.
+    """
+    found = []
+    for number, case in enumerate(cases):
+        sizes: dict[str, int] = {}
+        arrays = {name: np.asarray(value) for name, value in case.items()}
+        specs = {each.name: each for each in manifest.inputs}
+        missing = [name for name, each in specs.items() if not each.optional and name not in arrays]
+        if missing:
+            raise ExportError(f"case {number} has no input {missing[0]!r}; the inputs are {list(specs)}")
+        for name, value in arrays.items():
+            if name in {each.input for each in manifest.states}:
+                continue
+            if name not in specs:
+                raise ExportError(f"case {number} has an input {name!r}; the inputs are {list(specs)}")
+            axes, dtype = specs[name].axes, specs[name].dtype
+            fits = len(axes) == value.ndim and all(
+                size == (sizes.setdefault(axis, size) if isinstance(axis, str) else axis)
+                for axis, size in zip(axes, value.shape, strict=True)
+            )
+            if not fits or str(value.dtype) != dtype:
+                raise ExportError(
+                    f"case {number} has {name!r} {value.dtype} {list(value.shape)}; accepted is {dtype} {list(axes)}"
+                )
+        found.append(arrays)
+    return found
+
+
 def feeds(
-    manifest: Manifest, case: Case, examples: Mapping[str, Array] = _NONE, only: Mapping[str, Array] = _NONE
+    manifest: Manifest,
+    case: Case,
+    examples: Mapping[str, Array] = _NONE,
+    only: Mapping[str, Array] = _NONE,
+    draws: Draw | None = None,
 ) -> tuple[Arrays, Arrays]:
     """Draw the inputs of a case. Axes other than batch and time take the sizes 1, 2 and 5 in turn.
 
@@ -254,6 +300,9 @@ def feeds(
         sizes.setdefault(axis, _OTHER_SIZES[(case.seed + number) % len(_OTHER_SIZES)])
     clean: Arrays = {}
     garbage: Arrays = {}
+    drawn: Arrays = {}
+    if draws is not None:
+        drawn = draw_all(draws, rng, sizes, {each.name: (each.axes, each.dtype) for each in manifest.inputs})
     lengths = None
     if case.ragged and manifest.lengths is not None:
         lengths = rng.integers(0, case.steps + 1, case.batch)
@@ -263,6 +312,9 @@ def feeds(
         if spec.role == "lengths":
             if lengths is None and not spec.optional:
                 clean[spec.name] = garbage[spec.name] = np.full(case.batch, case.steps)
+            continue
+        if spec.name in drawn:
+            clean[spec.name] = garbage[spec.name] = drawn[spec.name]
             continue
         shape = tuple(axis if isinstance(axis, int) else sizes.setdefault(axis, 2) for axis in spec.axes)
         value = _draw(rng, spec, shape, examples, only)
