@@ -268,7 +268,7 @@ class Diagonals:
 
 
 def _range(size: int, axis: int, rank: int, device: torch.device) -> Tensor:
-    return torch.arange(size, device=device).reshape([-1 if each == axis else 1 for each in range(rank)])
+    return torch.arange(size, device=device).reshape([size if each == axis else 1 for each in range(rank)])
 
 
 def _total(coordinates: Iterable[Tensor]) -> Tensor:

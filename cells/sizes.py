@@ -53,7 +53,7 @@ def valid_positions(sizes: Tensor, grid: Sequence[int]) -> Tensor:
     valid = None
     for d, limit in enumerate(grid):
         inside = torch.arange(limit, device=sizes.device).unsqueeze(1) < sizes[:, d]
-        inside = inside.reshape([-1 if axis == d else 1 for axis in range(len(grid))] + [sizes.shape[0]])
+        inside = inside.reshape([limit if axis == d else 1 for axis in range(len(grid))] + [sizes.shape[0]])
         valid = inside if valid is None else valid & inside
     assert valid is not None
     return valid

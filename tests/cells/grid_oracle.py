@@ -50,3 +50,64 @@ def raster(
                 before.append(sides[d][tuple(c for axis, c in enumerate(p) if axis != d)])
         states[p], outputs[p] = position(before, x[p])
     return states, outputs
+
+
+def s(a: Array) -> Array:
+    return 1 / (1 + np.exp(-a))
+
+
+def shares(logits: list[Array]) -> list[Array]:
+    """The shares of N predecessors: the softmax of N - 1 blocks and of 0."""
+    weights = [np.exp(a) for a in logits] + [np.ones_like(logits[0]) if logits else np.ones(1)]
+    return [w / sum(weights) for w in weights]
+
+
+def md_rnn(w: dict[str, Array], nonlinearity: str = "tanh") -> Position:
+    """Section 5, the MD-RNN; the state is h."""
+    phi = {"tanh": np.tanh, "relu": lambda a: np.maximum(a, 0)}[nonlinearity]
+
+    def position(before: list[Any], x: Array) -> tuple[Any, Array]:
+        h = phi(w["weight_ih"] @ x + w["bias"] + sum(R @ h for R, h in zip(w["weight_hh"], before, strict=True)))
+        return h, h
+
+    return position
+
+
+def md_lstm(w: dict[str, Array], cell: str = "standard", output: str = "tanh") -> Position:
+    """Section 5, the MD-LSTM and the table of stabilised cells; the state and the output are (h, s)."""
+
+    def position(before: list[Any], x: Array) -> tuple[Any, Array]:
+        N, H = len(before), before[0][0].size
+        a = w["weight_ih"] @ x + w["bias"] + sum(R @ h for R, (h, _) in zip(w["weight_hh"], before, strict=True))
+        m = [memory for _, memory in before]
+        p = w.get("weight_peephole", np.zeros((2 * N + 1, H)))
+        if cell in ("standard", "halved", "ratio_leaky"):
+            i, *f, g, o = np.split(a, N + 3)
+            i = s(i + sum(p[d] * m[d] for d in range(N)))
+            f = [s(f[d] + p[N + d] * m[d]) for d in range(N)]
+            kept = sum(f[d] * m[d] for d in range(N))
+            if cell == "standard":
+                new = i * np.tanh(g) + kept
+            elif cell == "halved":
+                new = i * np.tanh(g) + kept / N
+            else:
+                new = i * np.tanh(g) + (1 - i) * kept / sum(f)
+            h = s(o + p[2 * N] * new) * np.tanh(new)
+        elif cell == "stable":
+            i, f, g, o, *logits = np.split(a, N + 3)
+            mixed = sum(share * each for share, each in zip(shares(logits), m, strict=True))
+            new = s(i) * np.tanh(g) + s(f) * mixed
+            h = s(o) * np.tanh(new)
+        elif cell == "leaky":
+            f, g, o, *logits = np.split(a, N + 2)
+            mixed = sum(share * each for share, each in zip(shares(logits), m, strict=True))
+            new = (1 - s(f)) * np.tanh(g) + s(f) * mixed
+            h = s(o) * (np.tanh(new) if output == "tanh" else new)
+        else:
+            f, *logits, g, o_1, o_0 = np.split(a, N + 3)
+            mixed = sum(share * each for share, each in zip(shares(logits), m, strict=True))
+            new = (1 - s(f)) * np.tanh(g) + s(f) * mixed
+            h = np.tanh(s(o_1) * new + s(o_0) * mixed)
+        return (h, new), np.concatenate([h, new])
+
+    return position
