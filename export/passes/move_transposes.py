@@ -16,6 +16,7 @@ class MoveTransposes(ir.passes.InPlacePass):
     - A Transpose that leaves the last axis in place moves in front of an operator that treats every row alike, such as
       a layer normalisation, so that it can go on to the gather.
     - `Transpose(Transpose(x))` becomes one Transpose, or nothing.
+    - A Transpose that leaves every axis in place becomes an Identity. The runtime copies for it.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -29,6 +30,11 @@ class MoveTransposes(ir.passes.InPlacePass):
         modified = False
         for node in list(nodes(model, "Transpose")):
             source = node.inputs[0]
+            order = integers(node, "perm")
+            if order and order == sorted(order):
+                _to_identity(node)
+                modified = True
+                continue
             producer = source.producer() if source is not None else None
             if producer is None or producer.domain != "":
                 continue
@@ -39,6 +45,11 @@ class MoveTransposes(ir.passes.InPlacePass):
             else:
                 modified |= _above_rows(node, producer)
         return modified
+
+
+def _to_identity(node: ir.Node) -> None:
+    same = ir.node("Identity", [node.inputs[0]], name=node.name)
+    ir.convenience.replace_nodes_and_values(graph_of(node), node, [node], [same], node.outputs, same.outputs)
 
 
 def _merge(node: ir.Node, before: ir.Node) -> bool:

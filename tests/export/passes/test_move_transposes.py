@@ -1,5 +1,6 @@
 """A Transpose moves only where nothing else reads what stood before it."""
 
+import numpy as np
 import pytest
 
 from cellport.export.passes import MoveTransposes, RemoveDead
@@ -31,6 +32,23 @@ def test_a_transpose_stays_behind_what_does_not_treat_rows_alike(old: str, new: 
     model = parse(text)
     assert not MoveTransposes()(model).modified
     same(text, model, ids=IDS)
+
+
+def test_a_transpose_that_moves_nothing_goes() -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    main (float[batch, time, 2] x) => (float[batch, time, 2] y)
+    {
+        same = Transpose <perm = [0, 1, 2]> (x)
+        more = Exp(same)
+        y = Transpose <perm = [0, 1, 2]> (more)
+    }
+    """
+    model = parse(text)
+    assert MoveTransposes()(model).modified
+    RemoveDead()(model)
+    same(text, model, x=np.ones((2, 3, 2), np.float32))
+    assert operators(model.graph) == ["Exp"]
 
 
 def test_a_transpose_that_is_an_output_stays() -> None:
