@@ -185,10 +185,12 @@ class Diagonals:
 
     def _by_image(self, values: Tensor, axes: int) -> Tensor:
         """The first axes, the last of which is of rows, as one of slots and one of images."""
-        count = -1
-        if not torch.compiler.is_exporting():  # where the batch may be 0
-            count = math.prod([self.count, *(self.grid[d] for d in self.slots)])
-        return values.reshape(count, self.batch, *values.shape[axes:])
+        tail = values.shape[axes:]
+        if torch.compiler.is_exporting():
+            # In one step, torch's tracer would compare strides, and take its answer for a bound on the batch.
+            return values.reshape(self.count, -1, self.batch, *tail).flatten(0, 1)
+        # The batch may be 0.
+        return values.reshape(math.prod([self.count, *(self.grid[d] for d in self.slots)]), self.batch, *tail)
 
     def _merged(self, values: Tensor) -> Tensor:
         """[diagonals, (directions), slots..., batch, ...] with slots and batch as one axis, but for those apart."""

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 __all__ = ["Kernel", "run_fused"]
 
@@ -53,17 +52,15 @@ def run_fused(
     # torch packs no sequence of length 0: such rows run one step on zeros, and what they give is dropped.
     running = (lengths > 0).unsqueeze(-1)
     input = torch.where(running, input, 0.0)
-    packed = pack_padded_sequence(input, lengths.clamp(min=1).cpu(), enforce_sorted=False)
-    order, back = packed.sorted_indices, packed.unsorted_indices
-    assert order is not None  # enforce_sorted=False makes both
-    assert back is not None
+    descending, order = lengths.clamp(min=1).sort(descending=True)
+    back = order.argsort()
     sorted_state = tuple(tensor.index_select(1, order) for tensor in state)
-    data, *final = run(
-        packed.data, packed.batch_sizes, sorted_state if kernel == "lstm" else sorted_state[0], weights, *options
-    )
-    output, _ = pad_packed_sequence(packed._replace(data=data), total_length=steps)
+    # What torch.nn.utils.rnn calls: an exporter puts its own in the place of those.
+    data, batch_sizes = torch._VF._pack_padded_sequence(input.index_select(1, order), descending.cpu(), False)
+    data, *final = run(data, batch_sizes, sorted_state if kernel == "lstm" else sorted_state[0], weights, *options)
+    output, _ = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, steps)
     return (
-        torch.where(running, output, 0.0),
+        torch.where(running, output.index_select(1, back), 0.0),
         tuple(torch.where(running, new.index_select(1, back), old) for new, old in zip(final, state, strict=True)),
     )
 

@@ -52,7 +52,7 @@ def run_layers(
         first = tuple(tensor[layer : layer + 1] for tensor in state)
         along, *final = _lstm(form, weight, bias, h, first, lengths)
         finals.append((final[0], final[1]))
-        seen = along if renewed else torch.cat([first[0], along[:-1]])
+        seen = along if renewed else torch.cat([first[0], along])[:-1]
         block = GridProducts(form, weight, bias, stages=(depth,))
         h, m = form.transform(block.product(torch.cat([seen, h], -1), 0), m, depth)
     # One layer is passed on, so that no Concat is exported for it.

@@ -40,7 +40,8 @@ def translate(program: torch.export.ExportedProgram, opset_version: int) -> ir.M
     if opset_version not in OPSETS:
         raise ExportError(f"opset_version is {opset_version}; accepted: {OPSETS.start} to {OPSETS.stop - 1}")
     try:
-        with quiet():
+        # With gradients, torch decomposes a scan into its two passes, and fails where one hands the other a size.
+        with quiet(), torch.no_grad():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
