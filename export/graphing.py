@@ -85,7 +85,8 @@ def graph_of_module(
     notes = lower(graph, lowering, tables=tables, batches=batches)
     split = passes.SplitSums(tables)
     sums = [split, passes.RemoveDead(), passes.MoveTransposes(), split]
-    ir.passes.PassManager([*clean, *sums, *clean, folding, *clean, passes.CleanScans()], steps=1)(graph)
+    last = [passes.CleanScans(), passes.HoistInvariants()]
+    ir.passes.PassManager([*clean, *sums, *clean, folding, *clean, *last], steps=1)(graph)
     inputs = [(leaf.name, leaf.axes) for leaf in leaves]
     outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]
     ir.passes.PassManager([passes.SeparateOutputs(), passes.NameTensors(inputs, outputs)], steps=1)(graph)

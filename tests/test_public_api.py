@@ -26,6 +26,7 @@ PUBLIC = {
             "RemoveDead",
             "ReverseScans",
         ),
+        *("HoistInvariants", "SplitSums"),
         *("SeparateOutputs", "TableTypes", "calibrate", "can_lower", "read_counts"),
     ],
     "cellport.serve": [

@@ -7,6 +7,7 @@ from .calibration import calibrate
 from .clean_scans import CleanScans
 from .fold_constants import FoldConstants
 from .half_weights import HalfWeights
+from .hoist_invariants import HoistInvariants
 from .int8_weights import Int8Weights
 from .lookup_tables import FoldedTable, LookupTables
 from .lower_recurrent import LowerRecurrent, can_lower
@@ -25,6 +26,7 @@ __all__ = [
     "FoldConstants",
     "FoldedTable",
     "HalfWeights",
+    "HoistInvariants",
     "Int8Weights",
     "LookupTables",
     "LowerRecurrent",
