@@ -20,6 +20,7 @@ from .passes.prune_tables import read_counts
 from .passes.tables import TableChange, tables_of
 from .runs import Array
 from .runtime import OnnxRunner
+from .signature import Leaf
 from .verification import Case, feeds
 from .writing import external_data
 
@@ -72,13 +73,14 @@ class Shrinking:
             raise ExportError(f"calibration is given, but weights is {weights!r}; accepted: with weights='int8' only")
         self._calibration = calibration
         self._changes: dict[str, TableChange] = {}
+        self._unchanged = False
         self.notes: list[str] = []
         self.only: dict[str, Array] = {}
 
     @property
     def exact(self) -> bool:
         """Whether the file has to compute what the module computes, for the tokens that occur."""
-        return self._tables == self._weights == "float32"
+        return self._unchanged or self._tables == self._weights == "float32"
 
     def source(self) -> dict[str, Any]:
         """Fields of the manifest's `Source`."""
@@ -92,23 +94,32 @@ class Shrinking:
             counts = {name: self._count(graph, name) for name in self._counts}
             self._run_tables(graph, passes.PruneTables(counts))
             self.only = {name: np.flatnonzero(each) for name, each in counts.items()}
+        modified = False
         if self._tables != "float32":
-            self._run_tables(graph, passes.TableTypes(self._tables, self._block))
+            modified |= self._run_tables(graph, passes.TableTypes(self._tables, self._block))
         if self._weights == "float16":
-            self._run(graph, passes.HalfWeights())
+            modified |= self._run(graph, passes.HalfWeights())
         elif self._weights == "int8":
             examples = [_completed(each, captured) for each in self._calibration]
-            self._run(graph, passes.Int8Weights(passes.calibrate(graph, examples) if examples else {}))
+            modified |= self._run(graph, passes.Int8Weights(passes.calibrate(graph, examples) if examples else {}))
+        self._unchanged = not modified
+        if not modified and (self._tables, self._weights) != ("float32", "float32"):
+            self.notes.append(
+                f"weights={self._weights!r}, tables={self._tables!r}: nothing in this graph is large enough to gain by "
+                "it, so it stays in float32"
+            )
         passes.RemoveDead()(graph)
         common.NameFixPass()(graph)
 
-    def _run_tables(self, graph: ir.Model, made: Any) -> None:
-        self._run(graph, made)
+    def _run_tables(self, graph: ir.Model, made: Any) -> bool:
+        modified = self._run(graph, made)
         self._changes |= {change.name: change for change in made.changes}
+        return modified
 
-    def _run(self, graph: ir.Model, made: Any) -> None:
-        made(graph)
+    def _run(self, graph: ir.Model, made: Any) -> bool:
+        result = made(graph)
         self.notes.extend(made.notes)
+        return bool(result.modified)
 
     def _count(self, graph: ir.Model, name: str) -> Array:
         given = self._counts[name]
@@ -140,6 +151,8 @@ class Shrinking:
 
     def compare_speed(self, wide: Path, small: Path, manifest: Manifest, examples: Mapping[str, Array]) -> list[str]:
         """Time both files in interleaved rounds, with one thread, and say which is faster on this machine."""
+        if self._unchanged and not self._counts:
+            return []
         sessions = [OnnxRunner(path, threads=1) for path in (wide, small)]
         told = []
         for batch in _BATCHES:
@@ -163,16 +176,42 @@ def _completed(given: Mapping[str, Array], captured: Captured) -> dict[str, Arra
     """Inputs with states at their initial value and lengths that cover the whole time axis where they are left out.
 
     Raises:
-        ExportError: another input is missing.
+        ExportError: another input is missing, or one is not what the model takes.
     """
-    contract, feeds_ = captured.contract(), dict(given)
+    known = {leaf.name: leaf for leaf in captured.leaves()}
+    if not isinstance(given, Mapping) or not set(given) <= set(known):
+        raise ExportError(f"calibration holds {given!r:.200}; accepted: mappings from {sorted(known)} to arrays")
+    contract, feeds_ = captured.contract(), {name: _array(value, known[name]) for name, value in given.items()}
+    missing = [leaf.name for leaf in captured.inputs if leaf.name not in given and leaf.name != captured.lengths]
+    if missing:
+        raise ExportError(f"an example of calibration lacks the input {missing[0]!r}; it has {sorted(given)}")
+    sizes: dict[str, int] = {}
+    for name, value in feeds_.items():
+        for axis, size in zip(known[name].axes, value.shape, strict=True):
+            if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
+                raise ExportError(
+                    f"an example of calibration has {size} along {axis!r} in {name!r} and {sizes[axis]} in another "
+                    "input"
+                )
     batch = contract.batch(feeds_)
-    for leaf in captured.inputs:
-        if leaf.name not in feeds_:
-            if leaf.name != captured.lengths:
-                raise ExportError(f"an example of calibration lacks the input {leaf.name!r}; it has {sorted(given)}")
-            feeds_[leaf.name] = np.full(batch, contract.steps(feeds_))
+    if captured.lengths is not None:
+        feeds_.setdefault(captured.lengths, np.full(batch, contract.steps(feeds_)))
     for state in captured.states:
         shape = [batch if axis == BATCH else size for axis, size in zip(state.axes, state.initial.shape, strict=True)]
         feeds_.setdefault(state.input, np.broadcast_to(state.initial.numpy(), shape).copy())
     return feeds_
+
+
+def _array(given: object, leaf: Leaf) -> Array:
+    """An input of a calibration set as the model takes it."""
+    value = np.asarray(given)
+    wanted = leaf.example.numpy().dtype
+    said = f"calibration gives {leaf.name!r} as {value.dtype} {list(value.shape)}"
+    fits = len(value.shape) == len(leaf.axes) and all(
+        size > 0 if isinstance(axis, str) else size == axis for axis, size in zip(leaf.axes, value.shape, strict=False)
+    )
+    if not fits or not np.can_cast(value.dtype, wanted, "same_kind"):
+        raise ExportError(f"{said}; accepted: {wanted} {list(leaf.axes)}")
+    if leaf.rows is not None and not (value.min() >= 0 and value.max() < leaf.rows):
+        raise ExportError(f"{said}, from {value.min()} to {value.max()}; accepted: 0 to {leaf.rows - 1}")
+    return value.astype(wanted)

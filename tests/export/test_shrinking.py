@@ -114,8 +114,30 @@ def test_counts_may_come_from_a_file(tmp_path: Path) -> None:
         ({"counts": [1, 2]}, "counts is .* accepted: a mapping from input name"),
         ({"counts": {"words": np.ones(3, int)}}, "counts are given for input 'words'"),
         ({"counts": {"tokens": np.ones(3, int)}}, "are for 3 tokens"),
+        ({"weights": "int8", "calibration": ["x"]}, "calibration holds 'x'; accepted: mappings from"),
+        ({"weights": "int8", "calibration": [{"tokens": IDS.numpy(), "more": 1}]}, "accepted: mappings from"),
+        (
+            {"weights": "int8", "calibration": [{"tokens": IDS.numpy()[0]}]},
+            r"\[3\]; accepted: int64 \['batch', 'time'\]",
+        ),
+        ({"weights": "int8", "calibration": [{"tokens": IDS.numpy()[:0]}]}, r"\[0, 3\]; accepted: int64"),
+        ({"weights": "int8", "calibration": [{"tokens": np.ones((2, 3))}]}, "as float64"),
+        ({"weights": "int8", "calibration": [{"tokens": np.full((2, 3), 2300)}]}, "2300; accepted: 0 to 2299"),
+        (
+            {"weights": "int8", "calibration": [{"tokens": IDS.numpy(), "lengths": np.ones(3, int)}]},
+            "3 along 'batch' in 'lengths' and 2 in another",
+        ),
     ],
 )
 def test_wrong_use_is_refused_by_name(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
         export("gru", tmp_path / "m.onnx", **options)
+
+
+@pytest.mark.parametrize("options", [{"weights": "int8"}, {"weights": "float16"}, {"tables": "int8"}])
+def test_what_is_too_small_to_gain_stays_exact_and_says_so(options: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing is called int8 that is not, and no speed is compared with itself."""
+    model = Tokens(cell("gru", batch_first=True)).eval()
+    report = to_onnx(model, (IDS,), tmp_path / "m.onnx", dynamic_shapes=SHAPES, lowering="scan", **options)
+    assert any("nothing in this graph is large enough to gain by it" in note for note in report.notes)
+    assert not any("than float32, on this machine" in note for note in report.notes)
