@@ -91,10 +91,6 @@ class GridForm:
         """Where h of a dimension is in h."""
         return slice(dimension * self.hidden_size, (dimension + 1) * self.hidden_size)
 
-    def memory_of(self, dimension: int) -> slice:
-        """Where the memory of a dimension is in m."""
-        return self.columns_of(self.memory.index(dimension))
-
     def rows_of_stage(self, stage: Stage) -> list[slice]:
         """The rows of a stage's transforms in the order in which they are used: all u, all f, all o, all c, all V."""
         gates = [self.rows_of(i, gate) for gate in "ufoc" for i in stage.memory]
@@ -140,6 +136,10 @@ class GridProducts:
         rows = [form.rows_of_stage(stage) for stage in stages or form.stages]
         self.weights = [_rows(weight, each, -2) for each in rows]
         self.biases = [None if bias is None else _rows(bias, each, -1) for each in rows]
+        if torch.compiler.is_exporting() and len(rows) > 1:
+            # The tracer of torch's scan refuses two views of one tensor.
+            self.weights = [each.clone() for each in self.weights]
+            self.biases = [None if each is None else each.clone() for each in self.biases]
         if weight.dim() > 2:
             self.weights = [each.transpose(-1, -2) for each in self.weights]
             self.biases = [None if each is None else each.unsqueeze(-2) for each in self.biases]
@@ -149,23 +149,26 @@ class GridProducts:
         form = self.form
         if len(form.stages) == 1 and not form.stages[0].plain:
             return form.transform(self.product(h, 0), m, form.stages[0])
+        seen_h = self._split(h)
+        seen_m = dict(zip(form.memory, self._split(m), strict=True)) if form.memory else {}
         new_h: dict[int, Tensor] = {}
         new_m: dict[int, Tensor] = {}
         for number, stage in enumerate(form.stages):
             # What the first stage made takes the place of what came in; a stage does not see its own.
-            context = (
-                _joined([new_h.get(i, h[..., form.columns_of(i)]) for i in range(form.dimensions)]) if number else h
-            )
-            # A part of m is taken only where the stage has no more than a part.
-            part = (
-                m if stage.memory == form.memory else _joined([m[..., form.memory_of(i)] for i in stage.memory] or [m])
-            )
+            context = _joined([new_h.get(i, seen) for i, seen in enumerate(seen_h)]) if number else h
+            part = _joined([seen_m[i] for i in stage.memory]) if stage.memory else m
             made_h, made_m = form.transform(self.product(context, number), part, stage)
-            new_h.update(zip(stage.dimensions, torch.split(made_h, form.hidden_size, -1), strict=True))
+            new_h |= zip(stage.dimensions, self._split(made_h), strict=True)
             if stage.memory:
-                new_m.update(zip(stage.memory, torch.split(made_m, form.hidden_size, -1), strict=True))
+                new_m |= zip(stage.memory, self._split(made_m), strict=True)
         after = _joined([new_h[i] for i in range(form.dimensions)])
         return after, _joined([new_m[i] for i in form.memory]) if form.memory else m
+
+    def _split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """The parts of single dimensions."""
+        if values.shape[-1] == self.form.hidden_size:
+            return (values,)
+        return torch.split(values, self.form.hidden_size, -1)
 
     def product(self, context: Tensor, number: int) -> Tensor:
         """The rows of stage `number`, in the order in which `transform` takes them, times the context."""

@@ -1,0 +1,140 @@
+"""A Grid LSTM exports with all sizes of its grid dynamic, in one Scan or, layer by layer, in native LSTMs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cellport.cells import GridLSTM, GridState
+from cellport.export import to_onnx, verify
+from cellport.export.runtime import OnnxRunner
+from cellport.export.verification import Grid
+
+LAYERS, D = 3, 5
+# torch's own tracer, at its first use
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+class Tokens(nn.Module):
+    """Time and depth, with a state that the caller gives and gets."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 4)
+        self.grid = GridLSTM(4, D, LAYERS, batch_first=True, **options)
+        self.head = nn.Linear(self.grid.output_size, 3)
+
+    def forward(self, tokens: Tensor, h: Tensor, m: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output, state = self.grid(self.embedding(tokens), GridState(h, m), lengths)
+        assert state is not None
+        assert state.m is not None
+        return self.head(output), state.h, state.m
+
+
+class Images(nn.Module):
+    """Two spatial dimensions and depth."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.grid = GridLSTM(2, 3, 2, dimensions=3, batch_first=True, **options)
+
+    def forward(self, image: Tensor) -> Tensor:
+        output: Tensor = self.grid(image)[0]
+        return output
+
+
+def export_tokens(model: Tokens, path: Path) -> Any:
+    states = torch.zeros(2, LAYERS, 2, D)
+    example = (torch.tensor([[1, 5, 2], [2, 3, 4]]), states[0], states[1], torch.tensor([3, 2]))
+    return to_onnx(
+        model.eval(),
+        example,
+        path,
+        output_names=["scores", "h_out", "m_out"],
+        dynamic_shapes={
+            "tokens": {0: "batch", 1: "time"},
+            "h": {1: "batch"},
+            "m": {1: "batch"},
+            "lengths": {0: "batch"},
+        },
+        state={"h_out": "h", "m_out": "m"},
+        lowering="native",
+    )
+
+
+def nodes(path: Path) -> list[str]:
+    return [node.op_type for node in ir.load(path).graph]
+
+
+def body(path: Path) -> list[str]:
+    (scan,) = (node for node in ir.load(path).graph if node.op_type == "Scan")
+    return [node.op_type for node in scan.attributes["body"].as_graph()]
+
+
+def test_a_grid_over_time_and_depth_is_a_native_lstm_for_each_layer(tmp_path: Path) -> None:
+    model = Tokens(priority=[1], tied=True)
+    report = export_tokens(model, tmp_path / "grid.onnx")
+    assert report.manifest.causal
+    assert nodes(tmp_path / "grid.onnx").count("LSTM") == LAYERS
+    assert "Scan" not in nodes(tmp_path / "grid.onnx")
+    # In one pass, in chunks and step by step, with random states and ragged lengths.
+    figures = verify(model, tmp_path / "grid.onnx", grid=Grid(batches=(2,), steps=(1, 13), chunks=(None, 5, 1)))
+    assert figures.cases > 8
+
+
+def test_a_wavefront_whose_time_has_priority_is_one_scan_that_can_be_cut(tmp_path: Path) -> None:
+    model = Tokens(priority=[0])
+    report = export_tokens(model, tmp_path / "grid.onnx")
+    assert report.manifest.causal
+    assert {each.output for each in report.manifest.states} == {"h_out", "m_out"}
+    assert "LSTM" not in nodes(tmp_path / "grid.onnx")
+    assert len(body(tmp_path / "grid.onnx")) <= 34
+
+
+def test_all_transforms_of_a_position_are_one_product_in_few_nodes(tmp_path: Path) -> None:
+    export_tokens(Tokens(tied=True, schedule="wavefront"), tmp_path / "grid.onnx")
+    found = body(tmp_path / "grid.onnx")
+    assert found.count("Gemm") == 1
+    assert "MatMul" not in found
+    assert len(found) <= 18
+
+
+def test_images_of_any_size_in_four_directions_are_one_scan(tmp_path: Path) -> None:
+    model = Images(tied=True, directions=[(), (0,), (1,), (0, 1)]).eval()
+    path = tmp_path / "images.onnx"
+    to_onnx(
+        model,
+        (torch.randn(2, 3, 4, 2),),
+        path,
+        output_names=["features"],
+        dynamic_shapes={"image": {0: "batch", 1: "height", 2: "width"}},
+    )
+    assert len(body(path)) <= 24
+    for batch, height, width in ((1, 1, 1), (3, 7, 2), (2, 2, 9)):
+        image = np.random.default_rng(0).normal(size=(batch, height, width, 2)).astype(np.float32)
+        found = OnnxRunner(path)({"image": image})["features"]
+        with torch.no_grad():
+            np.testing.assert_allclose(found, model(torch.tensor(image)).numpy(), atol=1e-6)
+
+
+def test_one_dimension_exports_with_a_dynamic_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    class Vectors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = GridLSTM(4, D, 6, dimensions=1, tied=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.grid(x)[0]
+            return output
+
+    report = to_onnx(Vectors().eval(), (torch.randn(2, 4),), tmp_path / "v.onnx", dynamic_shapes={"x": {0: "batch"}})
+    assert report.manifest.verification is not None
+    assert report.manifest.verification.cases
