@@ -15,6 +15,15 @@ from cellport.errors import ExportError
 
 from . import passes
 from .alone import alone
+from .arguments import (
+    check_arguments,
+    check_examples,
+    check_module,
+    check_pairs,
+    check_repeats,
+    check_results,
+    metric_of,
+)
 from .capture import Copies, unlike_sizes
 from .describing import describe_graph
 from .drawn import Draw, with_draw
@@ -113,16 +122,35 @@ def to_onnx(
         EquivalenceError: the file does not compute what the module computes. An older file at `f` stays.
     """
     started = time.perf_counter()
+    chosen = {
+        "input_names": input_names,
+        "output_names": output_names,
+        "state": state,
+        "state_inputs": state_inputs,
+        "lengths": lengths,
+        "lookup": lookup,
+        "lowering": lowering,
+        "batches": batches,
+        "table_block": table_block,
+        "calibration": calibration,
+        "verify": verify,
+        "evaluate": evaluate,
+    }
+    check_arguments(args, f, opset_version, chosen)
+    check_module(model)
     path = Path(f)
-    _check_arguments(model, args, state, state_inputs, lengths, lookup, lowering, batches)
     shrinking = Shrinking(
         tables=tables, block=table_block, counts=counts or {}, weights=weights, calibration=calibration
     )
     leaves, structure = argument_leaves(model, args, input_names, dynamic_shapes)
+    check_examples(leaves)
     leaves = with_draw(_with_rows(model, leaves, structure), draw)
+    check_repeats(model, leaves, structure)
     calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
     names = result_names(output_names, result)
     pairs = state_pairs(state, [leaf.name for leaf in leaves], names) if isinstance(state, Mapping) else {}
+    check_results(names, result)
+    check_pairs(pairs, leaves, names, result)
     copies = Copies(model)
     captured, causal = capture_lifted(
         copies, leaves, structure, names, pairs, calls, states=state == "auto", lengths=lengths == "auto"
@@ -162,7 +190,7 @@ def to_onnx(
             )
             manifest = replace(manifest, verification=figures)
             save(graph, manifest, draft)
-        metric = None if evaluate is None else (evaluate(own), evaluate(OnnxRunner(draft)))
+        metric = None if evaluate is None else (metric_of(evaluate, own), metric_of(evaluate, OnnxRunner(draft)))
         if wide is not None:
             notes += shrinking.compare_speed(wide, draft, manifest, examples)
     nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(graph.graph))
@@ -181,43 +209,3 @@ def _with_rows(model: nn.Module, leaves: Sequence[Leaf], structure: Any) -> list
 
     rows = selected_rows(run, {leaf.name: leaf.example for leaf in leaves})
     return [replace(leaf, rows=rows.get(leaf.name)) for leaf in leaves]
-
-
-def _check_arguments(
-    model: nn.Module,
-    args: object,
-    state: object,
-    state_inputs: object,
-    lengths: object,
-    lookup: object,
-    lowering: object,
-    batches: Sequence[int],
-) -> None:
-    if not isinstance(model, nn.Module):
-        raise ExportError(f"model is a {type(model).__name__}; accepted: a torch.nn.Module")
-    if not isinstance(args, tuple):
-        raise ExportError(f"args is a {type(args).__name__}; accepted: a tuple of example arguments")
-    training = [name or "the model" for name, module in model.named_modules() if module.training]
-    if training:
-        raise ExportError(f"{training[0]} is in training mode; call model.eval() before exporting")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device.type != "cpu":
-            raise ExportError(f"{name!r} is on the device {tensor.device}; call model.cpu() before exporting")
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            raise ExportError(
-                f"{name!r} has dtype {tensor.dtype}; call model.float() before exporting, and choose the element type "
-                "of the file with weights="
-            )
-    choices: dict[str, tuple[object, tuple[object, ...]]] = {
-        "state_inputs": (state_inputs, ("optional", "required")),
-        "lengths": (lengths, ("auto", None)),
-        "lookup": (lookup, ("auto", True, False)),
-        "lowering": (lowering, ("auto", "native", "scan")),
-    }
-    for name, (value, accepted) in choices.items():
-        if value not in accepted:
-            raise ExportError(f"{name} is {value!r}; accepted: {', '.join(map(repr, accepted))}")
-    if not batches or not all(isinstance(each, int) and each > 0 for each in batches):
-        raise ExportError(f"batches is {batches!r}; accepted: a list of batch sizes of at least 1")
-    if not (state in ("auto", None) or isinstance(state, Mapping)):
-        raise ExportError(f"state is {state!r}; accepted: 'auto', None, or a mapping from output name to input name")

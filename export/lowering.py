@@ -18,6 +18,8 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common
 
+from cellport.errors import ExportError
+
 from .passes import FoldConstants, LookupTables, LowerRecurrent, RemoveDead, can_lower
 from .passes.graphs import constant, nodes
 from .passes.lookup_tables import AUTO_LIMIT, Mode
@@ -90,8 +92,21 @@ def lower(
 
     Returns:
         One sentence for each kind of node.
+
+    Raises:
+        ExportError: native operators are asked for, which do not compute in float64.
     """
     candidates = [node for node in nodes(model) if can_lower(node)]
+    double = [node for node in candidates if node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.DOUBLE]
+    if double and mode == "native":
+        raise ExportError(
+            f"lowering='native', but the {double[0].op_type} {double[0].name!r} is in float64, which onnxruntime's "
+            "native operators do not compute; choose 'scan' or 'auto', or call model.float()"
+        )
+    if double and mode == "auto":
+        LowerRecurrent(double)(model)
+        left = lower(model, mode, tables=tables, batches=batches, timer=timer, limit=limit)
+        return ["float64 layers: a Scan, because the runtime's native operators are float32 only", *left]
     if mode == "native" or not candidates:
         return []
     if mode == "scan":

@@ -204,7 +204,8 @@ def _own_tensors(model: nn.Module) -> dict[str, tuple[int, int]]:
         for name, value in [*vars(module).items(), *module._buffers.items()]:
             for leaf in pytree.tree_leaves(value) if isinstance(value, Tensor | tuple | list) else ():
                 if isinstance(leaf, Tensor):
-                    found[f"{path}.{name}" if path else name] = (id(leaf), leaf._version)
+                    version = 0 if leaf.is_inference() else leaf._version  # torch counts no changes of such a tensor
+                    found[f"{path}.{name}" if path else name] = (id(leaf), version)
     return found
 
 

@@ -92,6 +92,11 @@ class Shrinking:
             return
         if self._counts:
             counts = {name: self._count(graph, name) for name in self._counts}
+            for name, each in counts.items():
+                if not np.any(each):
+                    raise ExportError(
+                        f"the counts of input {name!r} are all 0; accepted: a token that occurs, at least"
+                    )
             self._run_tables(graph, passes.PruneTables(counts))
             self.only = {name: np.flatnonzero(each) for name, each in counts.items()}
         modified = False
@@ -212,6 +217,8 @@ def _array(given: object, leaf: Leaf) -> Array:
     )
     if not fits or not np.can_cast(value.dtype, wanted, "same_kind"):
         raise ExportError(f"{said}; accepted: {wanted} {list(leaf.axes)}")
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise ExportError(f"{said}, with values that are not finite; accepted: finite ones")
     if leaf.rows is not None and not (value.min() >= 0 and value.max() < leaf.rows):
         raise ExportError(f"{said}, from {value.min()} to {value.max()}; accepted: 0 to {leaf.rows - 1}")
     return value.astype(wanted)
