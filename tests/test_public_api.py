@@ -13,6 +13,8 @@ PUBLIC = {
         *("LayerNormLSTM", "LayerNormLSTMCell", "SequenceCell", "StepCell", "beam_search", "greedy", "recurrence"),
         *("MDLSTM", "MDLSTMState", "MDRNN"),
         *("GridLSTM", "GridState", "wavefront"),
+        *("DAG", "DAGLSTM", "GraphLSTM", "GraphUnion", "TreeLSTM", "dags_of", "level_recurrence", "levels_of"),
+        *("neighbours_of", "unite_graphs", "visiting_order"),
     ],
     "cellport.export": ["Examination", "ExportSpec", "Report", "examine", "inspect", "to_onnx", "verify"],
     "cellport.export.passes": [
