@@ -197,8 +197,10 @@ def _cycle(before: Integers, after: Integers, waiting: Integers) -> str:
     way = [next(iter(reads))]
     while reads[way[-1]] not in way:
         way.append(reads[way[-1]])
-    way = [*way[way.index(reads[way[-1]]) :], reads[way[-1]]]
-    shown = way if len(way) <= 12 else [*way[:10], "...", way[-1]]
+    way = way[way.index(reads[way[-1]]) :]
+    least = way.index(min(way))
+    way = [*way[least:], *way[: least + 1]]
+    shown: list[int | str] = [*way] if len(way) <= 12 else [*way[:10], "...", way[-1]]
     return " -> ".join(map(str, shown))
 
 
