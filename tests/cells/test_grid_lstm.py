@@ -422,6 +422,26 @@ def test_directions_of_a_turned_image_are_the_other_directions_of_the_image():
     close(swapped(input.flip(0))[0].flip(0), cell(input)[0])
 
 
+def test_a_turned_image_gives_a_turned_output_if_the_dimensions_change_places():
+    cell, turned = (build("3d", side_sizes=None, learned_outside=False) for _ in range(2))
+    with torch.no_grad():
+        columns = torch.cat([torch.arange(H, 2 * H), torch.arange(H), torch.arange(2 * H, 3 * H)])
+        rows = torch.cat([torch.arange(4 * H, 8 * H), torch.arange(4 * H), torch.arange(8 * H, 12 * H)])
+        turned.weight.copy_(cell.weight[:, rows][..., columns])
+        turned.bias.copy_(cell.bias[:, rows])
+    input, _, _ = draw(cell)
+    close(turned(input.transpose(0, 1))[0].transpose(0, 1), cell(input)[0])
+
+
+@pytest.mark.parametrize("name", ["2d-tied", "2d-wavefront"])
+def test_float32_stays_within_1e_5_of_float64_over_100_steps(name):
+    cell = build(name)
+    nn.init.uniform_(cell.weight, -0.7, 0.7)
+    input, _, _ = draw(cell, (100,))
+    wanted = cell(input)[0]
+    torch.testing.assert_close(cell.float()(input.float())[0].double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["2d", "2d-wavefront", "3d"])
 def test_empty_grids_and_batches_give_empty_outputs(name):
     cell = build(name)

@@ -37,16 +37,30 @@ class Tokens(nn.Module):
 
 
 class Images(nn.Module):
-    """Two spatial dimensions and depth."""
+    """Two spatial dimensions and depth, with images of different sizes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.grid = GridLSTM(2, 3, 2, dimensions=3, batch_first=True, **options)
 
-    def forward(self, image: Tensor) -> Tensor:
-        output: Tensor = self.grid(image)[0]
+    def forward(self, image: Tensor, sizes: Tensor) -> Tensor:
+        output: Tensor = self.grid(image, None, sizes)[0]
         return output
+
+
+class Pairs(nn.Module):
+    """Source, target and depth: every position reads a word of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.source, self.target = nn.Embedding(7, 3), nn.Embedding(9, 3)
+        self.grid = GridLSTM(3, 4, 2, dimensions=3, tied=True, batch_first=True)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        output: Tensor = self.grid(self.source(source).unsqueeze(2) + self.target(target).unsqueeze(1))[0]
+        return output[:, -1]
 
 
 def export_tokens(model: Tokens, path: Path) -> Any:
@@ -97,6 +111,7 @@ def test_a_wavefront_whose_time_has_priority_is_one_scan_that_can_be_cut(tmp_pat
     assert len(body(tmp_path / "grid.onnx")) <= 34
 
 
+@pytest.mark.slow
 def test_all_transforms_of_a_position_are_one_product_in_few_nodes(tmp_path: Path) -> None:
     export_tokens(Tokens(tied=True, schedule="wavefront"), tmp_path / "grid.onnx")
     found = body(tmp_path / "grid.onnx")
@@ -110,17 +125,33 @@ def test_images_of_any_size_in_four_directions_are_one_scan(tmp_path: Path) -> N
     path = tmp_path / "images.onnx"
     to_onnx(
         model,
-        (torch.randn(2, 3, 4, 2),),
+        (torch.randn(2, 3, 4, 2), torch.tensor([[3, 4], [2, 1]])),
         path,
         output_names=["features"],
-        dynamic_shapes={"image": {0: "batch", 1: "height", 2: "width"}},
+        dynamic_shapes={"image": {0: "batch", 1: "height", 2: "width"}, "sizes": {0: "batch"}},
     )
     assert len(body(path)) <= 24
+    generator = np.random.default_rng(0)
     for batch, height, width in ((1, 1, 1), (3, 7, 2), (2, 2, 9)):
-        image = np.random.default_rng(0).normal(size=(batch, height, width, 2)).astype(np.float32)
-        found = OnnxRunner(path)({"image": image})["features"]
+        image = generator.normal(size=(batch, height, width, 2)).astype(np.float32)
+        sizes = generator.integers(0, [height + 1, width + 1], (batch, 2))
+        found = OnnxRunner(path)({"image": image, "sizes": sizes})["features"]
         with torch.no_grad():
-            np.testing.assert_allclose(found, model(torch.tensor(image)).numpy(), atol=1e-6)
+            wanted = model(torch.tensor(image), torch.tensor(sizes)).numpy()
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_pairs_of_sequences_of_different_lengths_are_one_scan(tmp_path: Path) -> None:
+    example = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 2], [7, 8]])
+    report = to_onnx(
+        Pairs().eval(),
+        example,
+        tmp_path / "pairs.onnx",
+        dynamic_shapes={"source": {0: "batch", 1: "source"}, "target": {0: "batch", 1: "target"}},
+    )
+    assert nodes(tmp_path / "pairs.onnx").count("Scan") == 1
+    assert report.manifest.verification is not None
 
 
 def test_one_dimension_exports_with_a_dynamic_batch(tmp_path: Path) -> None:
