@@ -114,7 +114,7 @@ class GraphLSTM(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
         for layer in range(self.layers):
-            nn.init.zeros_(self._blocks(f"bias_l{layer}")[1])
+            nn.init.zeros_(self._weight(f"bias_l{layer}")[self.hidden_size : 2 * self.hidden_size])
 
     def forward(
         self, features: Tensor, neighbours: Tensor, levels: Tensor, state: tuple[Tensor, Tensor] | None = None
@@ -159,49 +159,43 @@ class GraphLSTM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One layer; `share` [nodes, 1] is what each neighbour counts."""
         size = self.hidden_size
-        # Un h_j and m_j are what the neighbours of a node read: one gather and one scatter, and the mean of the
-        # products is the product of the mean.
-        reads = torch.cat([self._blocks(f"weight_nh_l{layer}")[b] for b in (0, 2, 3, 1)])
-        u, f, c, o = F.linear(features, self._weight(f"weight_ih_l{layer}"), self._bias(layer)).chunk(4, -1)
+        near_u, near_f, near_c, near_o = self._weight(f"weight_nh_l{layer}").chunk(4)
+        near_gates = torch.cat([near_u, near_c, near_o])
+        bias = self._weight(f"bias_l{layer}")
+        u, f, c, o = F.linear(features, self._weight(f"weight_ih_l{layer}"), bias).chunk(4, -1)
         inputs = {"forget": f.unsqueeze(1), "share": share}
+        # A node's row holds what its neighbours read: h, Un^f h (once for each version of h) and m.
         if state is None:
-            held = features.new_zeros((features.shape[0], 5 * size))
+            held = features.new_zeros((features.shape[0], 3 * size))
         else:
             h, m = state
-            of_u, of_f, of_c, of_o = F.linear(h, self._weight(f"weight_hh_l{layer}")).chunk(4, -1)
-            u, c, o = u + of_u, c + of_c, o + of_o
-            inputs["kept"] = torch.sigmoid(f + of_f) * m * (0.5 if self.halved else 1.0)
-            held = torch.cat([F.linear(h, reads), m], -1)
-        old = self.gate_states == "old"
-        if old:  # a node then writes what it has: what its neighbours' gates read does not change
-            inputs["gate"] = held[:, 3 * size : 4 * size]
+            own_u, own_f, own_c, own_o = F.linear(h, self._weight(f"weight_hh_l{layer}")).chunk(4, -1)
+            u, c, o = u + own_u, c + own_c, o + own_o
+            inputs["kept"] = torch.sigmoid(f + own_f) * m * (0.5 if self.halved else 1.0)
+            held = torch.cat([h, F.linear(h, near_f), m], -1)
+        if self.gate_states == "old":  # then a node writes what it had: its neighbours' gates see no newer one
+            inputs["gate"] = held[:, size : 2 * size]
         inputs["gates"] = torch.cat([u, c, o], -1)
 
-        def step(near: Tensor, node: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            sums, gate, memory = near.split_with_sizes([3 * size, size, size], -1)
-            u, c, o = (node["gates"] + sums.sum(1) * node["share"]).chunk(3, -1)
-            mean = (torch.sigmoid(node["forget"] + gate) * memory).sum(1) * node["share"]
+        def step(near: Tensor, node: dict[str, Tensor]) -> tuple[Tensor, tuple[()]]:
+            h, gate, m = near.split_with_sizes([size, size, size], -1)
+            share = node["share"]
+            u, c, o = (node["gates"] + F.linear(h.sum(1) * share, near_gates)).chunk(3, -1)
+            mean = (torch.sigmoid(node["forget"] + gate) * m).sum(1) * share
             m = (0.5 * mean if self.halved else mean) + torch.sigmoid(u) * torch.tanh(c)
             if "kept" in node:
                 m = m + node["kept"]
             o = torch.sigmoid(o)
             h = torch.tanh(o * m) if self.output == "tanh_o_m" else o * torch.tanh(m)
-            if old:
-                return torch.cat([F.linear(h, reads[: 3 * size]), node["gate"], m], -1), h
-            return torch.cat([F.linear(h, reads), m], -1), h
+            gate = node["gate"] if "gate" in node else F.linear(h, near_f)
+            return torch.cat([h, gate, m], -1), ()
 
-        h, held = level_recurrence(step, held, inputs, neighbours, levels)
-        return h, held[:, 4 * size :]
+        _, held = level_recurrence(step, held, inputs, neighbours, levels)
+        return held[:, :size], held[:, 2 * size :]
 
     def _weight(self, name: str) -> Tensor:
         """A parameter, or the tensor that a parametrisation or a functional call puts in its place."""
         return cast(Tensor, getattr(self, name))
-
-    def _blocks(self, name: str) -> tuple[Tensor, ...]:
-        return self._weight(name).chunk(4)
-
-    def _bias(self, layer: int) -> Tensor:
-        return self._weight(f"bias_l{layer}")
 
     def extra_repr(self) -> str:
         """The constructor's arguments as torch.nn prints them."""

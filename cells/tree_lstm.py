@@ -102,17 +102,19 @@ class TreeLSTM(nn.Module):
         return h, LSTMState(h, c)
 
     def _child_sum(self, inputs: tuple[Tensor, Tensor], children: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """U h is computed once for each node; its parent gathers and adds."""
+        """A node's row holds h, U^f h (once for each node, not for each reader) and c."""
         size = self.hidden_size
 
-        def step(near: Tensor, node: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            sums, gate, memory = near.split_with_sizes([3 * size, size, size], -1)
-            h, c = _node(node[0] + sums.sum(1), node[1] + gate, memory)
-            return torch.cat([F.linear(h, self.weight_hh), c], -1), h
+        own = self.weight_hh[: 3 * size], self.weight_hh[3 * size :]
 
-        held = inputs[0].new_zeros((inputs[0].shape[0], 5 * size))
-        h, held = level_recurrence(step, held, inputs, children, levels)
-        return h, held[:, 4 * size :]
+        def step(near: Tensor, node: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[()]]:
+            h, gate, memory = near.split_with_sizes([size, size, size], -1)
+            h, c = _node(node[0] + F.linear(h.sum(1), own[0]), node[1] + gate, memory)
+            return torch.cat([h, F.linear(h, own[1]), c], -1), ()
+
+        held = inputs[0].new_zeros((inputs[0].shape[0], 3 * size))
+        _, held = level_recurrence(step, held, inputs, children, levels)
+        return held[:, :size], held[:, 2 * size :]
 
     def _n_ary(self, inputs: tuple[Tensor, Tensor], children: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """A node multiplies the states of all its slots at once."""
