@@ -18,17 +18,19 @@ OPSETS = range(18, 23)
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's progress lines and its notes on packages that play no part here from the user's terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep torch's progress lines and notes on what plays no part here from the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def translate(program: torch.export.ExportedProgram, opset_version: int) -> ir.Model:
