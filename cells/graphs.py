@@ -127,7 +127,8 @@ def levels_of(
         width: nodes a step at most; None for the width that costs least.
 
     Returns:
-        [steps, width], the nodes of each step; -1 for empty slots.
+        [steps, width], the nodes of each step; -1 for empty slots. A graph without nodes has one empty step, which the
+        runtime's loops need.
 
     Raises:
         CellError: an index is out of range, `order` is no permutation of the nodes, the graph has a cycle and no order,
@@ -156,7 +157,7 @@ def levels_of(
     place = np.arange(nodes) - np.repeat(np.cumsum(counts) - counts, counts)
     steps = -(-counts // width)
     row = np.repeat(np.cumsum(steps) - steps, counts) + place // width
-    schedule = np.full((int(steps.sum()), width), -1, np.int64)
+    schedule = np.full((max(1, int(steps.sum())), width), -1, np.int64)
     schedule[row, place % width] = first
     return schedule
 
