@@ -5,9 +5,11 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from .checks import CellError
+from .checks import CellError, check_lengths
+from .lengths import whole_axis
+from .sizes import check_sizes
 
-__all__ = ["check_choice", "check_dimensions", "check_grid_state"]
+__all__ = ["check_choice", "check_dimensions", "check_grid_state", "grid_sizes"]
 
 
 def check_choice(what: str, value: object, accepted: Sequence[str]) -> None:
@@ -48,3 +50,26 @@ def check_grid_state(state: object, names: Sequence[str], shape: Sequence[int], 
         if tensor.dim() != len(shape) or any(tensor.shape[axis] != shape[axis] for axis in compared):
             got, wanted = (list(map(str, each)) for each in (tensor.shape, shape))
             raise CellError(f"GridLSTM: state '{name}' has shape {got}; accepted is {wanted}")
+
+
+def grid_sizes(lengths: Tensor | None, grid: Sequence[int], batch: int) -> Tensor | None:
+    """Check the lengths of a batch along all dimensions but depth.
+
+    Args:
+        lengths: integer [batch, N - 1], over time and depth [batch]; or None.
+        grid: the sizes of these dimensions.
+        batch: size of the batch axis.
+
+    Returns:
+        int64 [batch, N - 1] without negatives, or None.
+
+    Raises:
+        CellError: if they are not accepted.
+    """
+    if lengths is None:
+        return None
+    if not grid:
+        raise CellError("GridLSTM: lengths are given; accepted is None where depth is the only dimension")
+    if len(grid) > 1:
+        return check_sizes(lengths, grid, batch)
+    return whole_axis(check_lengths(lengths, grid[0], batch), grid[0]).unsqueeze(1)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import CellError, check_flag, check_input, check_lengths, check_size
+from .checks import CellError, check_flag, check_input, check_size
 from .grid_block import ACTIVATIONS, GATED, OUTPUT_FORMS, Activation, GridForm, GridProducts, OutputForm
-from .grid_checks import check_choice, check_dimensions, check_grid_state
+from .grid_checks import check_choice, check_dimensions, check_grid_state, grid_sizes
 from .grid_layers import is_layerable, run_layers
-from .lengths import mask_steps, valid_steps, whole_axis
-from .sizes import check_sizes, mask_grid, valid_positions
+from .lengths import mask_steps, valid_steps
+from .sizes import mask_grid, valid_positions
 from .wavefront import wavefront
 
 __all__ = ["GridLSTM", "GridState"]
@@ -211,13 +211,13 @@ class GridLSTM(nn.Module):
         if self.batch_first:
             input = input.movedim(0, -2)
         grid, batch = list(input.shape[:spatial]), input.shape[-2]
-        sizes = self._sizes(lengths, grid, batch)
+        sizes = grid_sizes(lengths, grid, batch)
         if sizes is not None and not torch.compiler.is_exporting():
             # The projection's weight has the gradient x^T g: NaN in x would reach it although g is 0 there.
             input = mask_grid(input, valid_positions(sizes, grid))
         self._check_state(state, grid, batch)
         entering = self._projected(self.entry, self.dimensions - 1, input)
-        given = self._sides(state, sides, grid)
+        given = self._sides(state, sides, [*grid, batch], sizes)
         final: GridState | None
         if self.dimensions == 1:
             output, final = self._run_feed_forward(entering)
@@ -344,9 +344,21 @@ class GridLSTM(nn.Module):
         return values.unsqueeze(-2).expand(*runs, batch, width)
 
     def _sides(
-        self, state: tuple[Tensor, Tensor | None] | None, sides: Mapping[int, Tensor] | None, grid: list[int]
+        self,
+        state: tuple[Tensor, Tensor | None] | None,
+        sides: Mapping[int, Tensor] | None,
+        shape: list[int],
+        sizes: Tensor | None,
     ) -> list[tuple[Tensor, Tensor | None] | None]:
-        """For each dimension but depth None or h and m that enter there, [the other n..., layers, batch, ...]."""
+        """For each dimension but depth None or h and m that enter there, [the other n..., layers, batch, ...].
+
+        Args:
+            state: as of `forward`.
+            sides: as of `forward`.
+            shape: [n_1, ..., n_(N-1), batch].
+            sizes: [batch, N - 1] or None.
+        """
+        *grid, _ = shape
         found: list[tuple[Tensor, Tensor | None] | None] = [None for _ in grid]
         if state is not None:
             found[0] = (state[0], state[1] if self._has_memory(0) else None)
@@ -356,6 +368,15 @@ class GridLSTM(nn.Module):
                 raise CellError(f"GridLSTM: sides has data for dimension {i!r}; accepted are those of {free}")
             entry = cast(nn.Linear, self.entries[str(i)])
             check_input("GridLSTM", data, len(grid) + 1, f"of side {i}", entry.in_features, self.weight)
+            wanted = [*shape[:i], *shape[i + 1 :]]
+            if not torch.compiler.is_exporting():
+                if list(data.shape[:-1]) != wanted:
+                    raise CellError(
+                        f"GridLSTM: data of side {i} has shape {list(data.shape)}; accepted is {wanted} and features"
+                    )
+                others = [d for d in range(len(grid)) if d != i]
+                if sizes is not None and others:
+                    data = mask_grid(data, valid_positions(sizes[:, others], wanted[:-1]))
             pair = self._projected(entry, i, data)
             axis, layers = len(grid) - 1, self.num_layers
 
@@ -364,16 +385,6 @@ class GridLSTM(nn.Module):
 
             found[i] = (at_all_layers(pair[0]), None if pair[1] is None else at_all_layers(pair[1]))
         return found
-
-    def _sizes(self, lengths: Tensor | None, grid: list[int], batch: int) -> Tensor | None:
-        """The lengths as int64 [batch, N - 1] without negatives."""
-        if lengths is None:
-            return None
-        if not grid:
-            raise CellError("GridLSTM: lengths are given; accepted is None where depth is the only dimension")
-        if len(grid) > 1:
-            return check_sizes(lengths, grid, batch)
-        return whole_axis(check_lengths(lengths, grid[0], batch), grid[0]).unsqueeze(1)
 
     def _check_state(self, state: object, grid: list[int], batch: int) -> None:
         if state is None:

@@ -363,7 +363,15 @@ def test_nan_in_the_padding_reaches_no_output_state_or_gradient(name):
         for d, n in enumerate(size):
             clean.movedim(d, 0)[n:].select(-2, b).zero_()
             dirty.movedim(d, 0)[n:].select(-2, b).fill_(float("nan"))
-    close(gradients(cell, dirty, state, lengths, sides), gradients(cell, clean, state, lengths, sides), 0)
+    clean_sides, dirty_sides = ({i: x.clone() for i, x in (sides or {}).items()} for _ in range(2))
+    for (i, b), (d, n) in itertools.product(itertools.product(clean_sides, range(4)), enumerate(input.shape[:-2])):
+        if d != i:
+            size = int(lengths.reshape(4, -1)[b, d])
+            assert size <= n
+            clean_sides[i].movedim(d - (d > i), 0)[size:].select(-2, b).zero_()
+            dirty_sides[i].movedim(d - (d > i), 0)[size:].select(-2, b).fill_(float("nan"))
+    wanted = gradients(cell, clean, state, lengths, clean_sides or None)
+    close(gradients(cell, dirty, state, lengths, dirty_sides or None), wanted, 0)
 
 
 @pytest.mark.parametrize("name", ["2d", "2d-wavefront", "3d"])
@@ -506,6 +514,11 @@ def test_what_a_grid_is_not_made_of_is_refused_by_name(arguments, options, messa
         ("2d", {"lengths": torch.tensor([6, 1, 1])}, "lengths have the value 6; accepted is 0 to 5"),
         ("2d", {"sides": {0: torch.zeros(3, 4)}}, r"sides has data for dimension 0; accepted are those of \[\]"),
         ("2d-depth-last", {"sides": {0: torch.zeros(3, 5).double()}}, "with 4 features"),
+        (
+            "2d-depth-last",
+            {"sides": {0: torch.zeros(2, 4).double()}},
+            r"shape \[2, 4\]; accepted is \[3\] and features",
+        ),
     ],
 )
 def test_what_a_grid_is_not_called_with_is_refused_by_name(name, call, message):
