@@ -14,6 +14,7 @@ from .levels import level_recurrence
 from .lstm import LSTM, LSTMCell, LSTMState
 from .md_lstm import MDLSTM, MDLSTMState
 from .md_rnn import MDRNN
+from .md_stack import MDStack
 from .recurrence import recurrence
 from .rnn import RNN, RNNCell
 from .sru import SRU, SRUCell
@@ -40,6 +41,7 @@ __all__ = [
     "LayerNormLSTM",
     "LayerNormLSTMCell",
     "MDLSTMState",
+    "MDStack",
     "RNNCell",
     "SRUCell",
     "SequenceCell",

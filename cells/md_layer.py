@@ -147,11 +147,14 @@ class MDLayer(nn.Module, ABC):
         # [(directions), N, rows, H] to [(directions), N * H, rows]
         together = self.ordered(weight_hh, -2).transpose(-1, -2).flatten(-3, -2)
         state = self.initial(input.new_zeros((*lead, batch, self.hidden_size)))
+        # The result is the same to the bit; a file has to keep to one dimension.
+        along = -1 if torch.compiler.is_exporting() else max(range(rank), key=lambda d: grid[d])
         outputs, _ = wavefront(
             self.make_step(together, **options),
             state,
             projected,
             grid,
+            along=along,
             sizes=sizes,
             flips=self.flips if self._stacked else None,
         )

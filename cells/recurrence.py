@@ -134,8 +134,10 @@ def _loop(run: _FlatStep, inputs: list[Tensor], valid: Tensor | None) -> tuple[l
         example, structure = run.first(inputs)
         return [leaf.new_empty((0, *leaf.shape)) for leaf in example], state, structure
     outputs = []
+    # The gradient of an index is as large as the whole input, at every step; that of unbind is made once.
+    slices = list(zip(*(leaf.unbind(0) for leaf in inputs), strict=True))
     for t in range(inputs[0].shape[0]):
-        state, output = run(state, [leaf[t] for leaf in inputs], None if valid is None else valid[t])
+        state, output = run(state, list(slices[t]), None if valid is None else valid[t])
         if t == 0:
             run.check_state(state)
         outputs.append(pytree.tree_leaves(output))

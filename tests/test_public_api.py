@@ -11,7 +11,7 @@ PUBLIC = {
     "cellport.cells": [
         *("GRU", "LSTM", "RNN", "SRU", "CellError", "GRUCell", "LSTMCell", "LSTMState", "RNNCell", "SRUCell"),
         *("LayerNormLSTM", "LayerNormLSTMCell", "SequenceCell", "StepCell", "beam_search", "greedy", "recurrence"),
-        *("MDLSTM", "MDLSTMState", "MDRNN"),
+        *("MDLSTM", "MDLSTMState", "MDRNN", "MDStack"),
         *("GridLSTM", "GridState", "wavefront"),
         *("DAG", "DAGLSTM", "GraphLSTM", "GraphUnion", "TreeLSTM", "dags_of", "level_recurrence", "levels_of"),
         *("neighbours_of", "unite_graphs", "visiting_order"),
