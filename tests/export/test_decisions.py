@@ -140,7 +140,7 @@ GOOD: dict[str, Any] = {"dynamic_shapes": {"tokens": {0: "batch", 1: "time"}}}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opset_version": 17}, "opset_version is 17; accepted: 18 to 22"),
+        ({"opset_version": 17}, "opset_version is 17; accepted: an integer from 18 to 22"),
         ({"opset_version": 23}, "opset_version is 23; accepted: 18 to 22"),
         ({"input_names": ["a", "b"]}, r"input_names has 2 names \['a', 'b'\]; the arguments hold 1"),
         ({"output_names": ["a", "b"]}, "output_names has 2 names"),
