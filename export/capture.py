@@ -264,6 +264,8 @@ def capture(
     model = copies.get(copies.dtype)
     user, names = list(leaves), list(output_names)
     sizes = {axis: max(2, _example_size(user, axis)) for axis in axis_names(user)}
+    if any(leaf.drawn is not None for leaf in user):
+        sizes = unlike_sizes(model, user)  # what an example fills to the brim may not hold one more
     lengths = _user_lengths(user, calls)
     plain = Flat(model, structure, Slots(tuple(range(len(user)))), range(len(names)), Lift())
     with torch.no_grad():

@@ -302,7 +302,8 @@ def feeds(
     garbage: Arrays = {}
     drawn: Arrays = {}
     if draws is not None:
-        drawn = draw_all(draws, rng, sizes, {each.name: (each.axes, each.dtype) for each in manifest.inputs})
+        specs = {each.name: (each.axes, each.dtype) for each in manifest.inputs}
+        drawn, sizes = draw_all(draws, rng, sizes, specs, exact=False)
     lengths = None
     if case.ragged and manifest.lengths is not None:
         lengths = rng.integers(0, case.steps + 1, case.batch)

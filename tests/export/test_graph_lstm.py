@@ -1,0 +1,175 @@
+"""Exported Graph LSTMs equal PyTorch on graphs of any size, and bad indices are errors of the runtime."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cellport.cells import GraphLSTM, levels_of
+from cellport.errors import EquivalenceError, ExportError
+from cellport.export import Report, to_onnx, verify
+from cellport.export.verification import Grid
+
+from .graph_draws import any_neighbours, planar, with_features
+
+F, H = 5, 8
+AXES = {"features": {0: "nodes"}, "neighbours": {0: "nodes", 1: "degree"}, "levels": {0: "levels", 1: "width"}}
+MANY = Grid(batches=tuple(range(1, 13)))  # there is no batch: each is another draw
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two-layers": {"layers": 2},
+    "old-gates": {"gate_states": "old", "output": "o_tanh_m", "residual": False, "layers": 2},
+    "halved": {"halved": True, "output": "o_tanh_m"},
+}
+
+
+class Segmenter(nn.Module):
+    """Scores of each node."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.graph = GraphLSTM(F, H, **options)
+        self.head = nn.Linear(H, 3)
+
+    def forward(self, features: Tensor, neighbours: Tensor, levels: Tensor) -> Tensor:
+        """Scores [nodes, 3]."""
+        return self.head(self.graph(features, neighbours, levels)[0])
+
+
+def tensors(graph: dict[str, np.ndarray]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(value) for value in graph.values())
+
+
+def export(path: Path, model: nn.Module, **options: Any) -> tuple[Report, tuple[Tensor, ...]]:
+    args = tensors(with_features(planar(9), 9, F))
+    return to_onnx(model.eval(), args, path, dynamic_shapes=AXES, draw=any_neighbours, **options), args
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path, tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    model = Segmenter()
+    return model, path, export(path, model)[1]
+
+
+@pytest.mark.parametrize("name", ["two-layers", "old-gates"])
+def test_files_equal_modules_at_drawn_graphs_and_at_real_ones(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Segmenter(**OPTIONS[name])
+    report, args = export(tmp_path / "model.onnx", model)
+    assert report.manifest.verification is not None
+    assert report.manifest.verification.cases == 2
+    cases = [with_features(planar(nodes, nodes), nodes, F, nodes) for nodes in (1, 2, 7, 50)]
+    figures = verify(model, tmp_path / "model.onnx", args=args, draw=any_neighbours, cases=cases, grid=MANY)
+    assert figures.cases == 12 + 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_graphs_of_up_to_a_thousand_nodes(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Segmenter(**OPTIONS[name])
+    _, args = export(tmp_path / "model.onnx", model)
+    sizes = [1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 999, 1000]
+    cases = [with_features(planar(nodes, nodes), nodes, F, nodes) for nodes in sizes]
+    chain = np.arange(1000)[:, None] - 1
+    cases.append(with_features({"neighbours": chain, "levels": levels_of(chain)}, 1000, F))
+    assert verify(model, tmp_path / "model.onnx", args=args, draw=any_neighbours, cases=cases).cases == 3 + len(cases)
+
+
+def test_a_sweep_is_one_scan_over_the_levels(segmenter: Any) -> None:
+    graph = onnx.load(segmenter[1]).graph
+    scans = [node for node in graph.node if node.op_type == "Scan"]
+    assert len(scans) == 1
+    body = next(each.g for each in scans[0].attribute if each.name == "body")
+    operators = [node.op_type for node in body.node]
+    assert len(operators) == 23
+    assert operators.count("Gemm") == 2  # Un of the mean, and Un^f of the new h
+    assert operators.count("Gather") == operators.count("ScatterND") == 1
+
+
+def test_it_is_called_with_plain_arrays(segmenter: Any) -> None:
+    model, path, _ = segmenter
+    case = with_features(planar(30), 30, F)
+    (found,) = session(path).run(None, case)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(*tensors(case)).numpy(), atol=1e-5)
+
+
+def test_one_node_a_step_is_the_same_sweep(segmenter: Any) -> None:
+    """A caller without `levels_of` passes the order."""
+    case = with_features(planar(30), 30, F)
+    order = np.random.default_rng(0).permutation(30)
+    levels = levels_of(case["neighbours"], order)
+    runs = [session(segmenter[1]).run(None, {**case, "levels": each})[0] for each in (levels, order[:, None])]
+    np.testing.assert_allclose(*runs, atol=1e-6)
+
+
+def test_without_nodes_the_file_gives_an_empty_result(segmenter: Any) -> None:
+    none = np.zeros((0, 3), np.int64)
+    case = with_features({"neighbours": none, "levels": levels_of(none)}, 0, F)
+    assert session(segmenter[1]).run(None, case)[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["neighbours", "levels"])
+@pytest.mark.parametrize("value", [-(2**40), -31, -2, 30, 31, 32, 33, 2**40])
+def test_an_index_out_of_range_is_an_error_of_the_runtime(segmenter: Any, name: str, value: int) -> None:
+    """Neither the rows behind the nodes nor, by negative indices, those in front are read in silence."""
+    case = with_features(planar(30), 30, F)
+    case[name] = case[name].copy()
+    case[name][0, 0] = value
+    with pytest.raises(Exception, match="out of data bounds"):
+        session(segmenter[1]).run(None, case)
+
+
+def test_a_file_of_another_module_is_found_out(segmenter: Any) -> None:
+    other = Segmenter(output="o_tanh_m").eval()
+    other.load_state_dict(segmenter[0].state_dict())
+    case = with_features(planar(60), 60, F)
+    with pytest.raises(EquivalenceError, match="given case 0"):
+        verify(other, segmenter[1], args=segmenter[2], draw=any_neighbours, cases=[case], grid=Grid(batches=()))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda rng, sizes: {"levels": np.zeros((1, 1))}, "draw gives 'levels' of dtype float64"),
+        (lambda rng, sizes: {"edges": np.zeros(1)}, "draw gives 'edges'; the inputs are"),
+        (lambda rng, sizes: {"levels": np.zeros(3, int)}, "draw gives 'levels' of shape [3]"),
+        (lambda rng, sizes: 1 / 0, "draw fails for the sizes"),
+        (lambda rng, sizes: planar(9), "draw gives 'neighbours' of shape [9, "),
+    ],
+)
+def test_draws_of_something_else_are_refused_by_name(draw: Any, message: str, tmp_path: Path) -> None:
+    args = tensors(with_features(planar(9), 9, F))
+    with pytest.raises(ExportError) as caught:
+        to_onnx(Segmenter().eval(), args, tmp_path / "model.onnx", dynamic_shapes=AXES, draw=draw)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"levels": None}, "case 0 has no input 'levels'"),
+        ({"more": np.zeros(1)}, "case 0 has an input 'more'"),
+        ({"features": np.zeros((9, F))}, "case 0 has 'features' float64"),
+        ({"features": np.zeros((8, F), np.float32)}, "case 0 has 'neighbours' int64 [9, "),
+    ],
+)
+def test_cases_of_something_else_are_refused_by_name(segmenter: Any, change: dict[str, Any], message: str) -> None:
+    case = {key: value for key, value in (with_features(planar(9), 9, F) | change).items() if value is not None}
+    with pytest.raises(ExportError) as caught:
+        verify(segmenter[0], segmenter[1], args=segmenter[2], draw=any_neighbours, cases=[case])
+    assert message in str(caught.value)
