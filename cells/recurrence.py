@@ -155,7 +155,10 @@ def _scan(run: _FlatStep, inputs: list[Tensor], valid: Tensor | None) -> tuple[l
         return [_copy(leaf) for leaf in new_state], [_copy(leaf) for leaf in pytree.tree_leaves(output)]
 
     # scan also compares the strides of the first state and of the next.
-    initial = [leaf.contiguous() for leaf in run.initial]
+    initial: list[Tensor] = []
+    for leaf in (each.contiguous() for each in run.initial):
+        # One tensor in two places, such as zeros for two states, is taken for an alias.
+        initial.append(leaf.clone() if any(leaf is other for other in initial) else leaf)
     scanned = [valid, *inputs] if valid is not None else inputs
     with warnings.catch_warnings():
         # The tracer looks at .grad of whatever the step closes over, and warns of itself where that is no parameter.

@@ -24,14 +24,15 @@ from .arguments import (
     check_results,
     metric_of,
 )
-from .capture import Copies, unlike_sizes
+from .capture import Captured, Copies, unlike_sizes
 from .describing import describe_graph
 from .drawn import Draw, with_draw
-from .graphing import check, graph_of_module, make_optional, save
+from .graphing import FixedAxisError, check, graph_of_module, make_optional, save
 from .lifting import capture_lifted
 from .lowering import Lowering
 from .probing import probe, run_unchanged
 from .report import Report
+from .reroll import reroll
 from .runs import Array, Runner
 from .runtime import OnnxRunner
 from .selections import selected_rows
@@ -146,19 +147,30 @@ def to_onnx(
     check_examples(leaves)
     leaves = with_draw(_with_rows(model, leaves, structure), draw)
     check_repeats(model, leaves, structure)
-    calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
-    names = result_names(output_names, result)
-    pairs = state_pairs(state, [leaf.name for leaf in leaves], names) if isinstance(state, Mapping) else {}
-    check_results(names, result)
-    check_pairs(pairs, leaves, names, result)
-    copies = Copies(model)
-    captured, causal = capture_lifted(
-        copies, leaves, structure, names, pairs, calls, states=state == "auto", lengths=lengths == "auto"
-    )
-    copies.clear()
     folding = passes.LookupTables(lookup)
     form: Lowering = "scan" if weights == "int8" and lowering == "auto" else lowering
-    graph, lowered = graph_of_module(captured, opset_version, folding, form, lookup, batches)
+
+    def trace(model: nn.Module) -> tuple[Captured, bool, ir.Model, list[str]]:
+        calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
+        names = result_names(output_names, result)
+        pairs = state_pairs(state, [leaf.name for leaf in leaves], names) if isinstance(state, Mapping) else {}
+        check_results(names, result)
+        check_pairs(pairs, leaves, names, result)
+        copies = Copies(model)
+        captured, causal = capture_lifted(
+            copies, leaves, structure, names, pairs, calls, states=state == "auto", lengths=lengths == "auto"
+        )
+        copies.clear()
+        return captured, causal, *graph_of_module(captured, opset_version, folding, form, lookup, batches)
+
+    try:
+        captured, causal, graph, lowered = trace(model)
+    except FixedAxisError as error:
+        rolled, said = reroll(model, leaves, structure)
+        if rolled is None:
+            raise ExportError(f"{error}; it could not be made a recurrence: {said}") from error
+        captured, causal, graph, lowered = trace(rolled)
+        lowered.append(said)
     if lookup is True and not folding.tables:
         raise ExportError("lookup=True, but no embedding feeds a projection whose rows could be computed in advance")
     with written(path) as draft:
@@ -171,7 +183,7 @@ def to_onnx(
         )
         check(graph, draft.parent)
         save(graph, manifest, draft)
-        own = captured.runner(copies.dtype)
+        own = captured.runner(captured.copies.dtype)
         examples = {leaf.name: leaf.example.numpy() for leaf in captured.inputs}
         notes = [*captured.notes, *lowered, *folding.notes, *shrinking.notes]
         if verify:

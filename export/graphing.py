@@ -20,10 +20,14 @@ from .probing import looped_step
 from .translate import quiet, translate
 from .writing import external_data
 
-__all__ = ["check", "graph_of_module", "make_optional", "save"]
+__all__ = ["FixedAxisError", "check", "graph_of_module", "make_optional", "save"]
 
 _EXTERNAL_DATA_FROM = 64_000_000
 """Bytes of weights and tables from which they go beside the file, where processes share one copy of them."""
+
+
+class FixedAxisError(ExportError):
+    """The module computes with a fixed size of an axis that is to be dynamic, as a Python loop over time does."""
 
 
 def graph_of_module(
@@ -71,7 +75,8 @@ def graph_of_module(
         examples = {leaf.name: leaf.example for leaf in leaves}
         user = [examples[name] for name in captured.arguments]
         looped = looped_step(captured.module.model, user, captured.module.structure)
-        raise ExportError(looped or _why_not_traced(error)) from error
+        kind = FixedAxisError if looped or _fixes_an_axis(error) else ExportError
+        raise kind(looped or _why_not_traced(error)) from error
     graph = translate(program, opset_version)
     clean: list[ir.passes.InPlacePass] = [
         passes.FoldConstants(),
@@ -93,12 +98,16 @@ def graph_of_module(
     return graph, notes
 
 
+def _fixes_an_axis(error: Exception) -> bool:
+    return "specializ" in str(error) or "Constraints violated" in str(error)
+
+
 def _why_not_traced(error: Exception) -> str:
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in type(error).__name__:
         return f"the model branches or sizes a tensor on the values of its inputs: {first}"
-    if "specializ" in text or "Constraints violated" in text:
+    if _fixes_an_axis(error):
         reasons = [line.strip(" -") for line in text.splitlines() if line.strip().startswith("- ")] or [first]
         return (
             "the model fixes an axis that dynamic_shapes declares dynamic, or does not compute the same for every size "
