@@ -75,6 +75,41 @@ class StepOfTwo(Step):
         return self.cell(x, (h, c))
 
 
+class Looped(nn.Module):
+    """A Python loop over time around a single-step cell, its outputs in a list."""
+
+    def __init__(self, cell: nn.Module, *, both: bool = False) -> None:
+        super().__init__()
+        self.cell, self.head, self.both = cell, nn.Linear(HIDDEN, HIDDEN), both
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs and the last state."""
+        h = x.new_zeros(x.size(0), HIDDEN)
+        state = (h, h) if self.both else h
+        rows = []
+        for t in range(x.size(1)):
+            state = self.cell(x[:, t], state)
+            h = state[0] if self.both else state
+            rows.append(self.head(h))
+        return torch.stack(rows, 1), h
+
+
+class Written(nn.Module):
+    """The same, backward, its outputs written into one tensor."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs."""
+        h, rows = None, torch.empty(x.size(0), x.size(1), HIDDEN)
+        for t in reversed(range(x.size(1))):
+            h = self.cell(x[:, t], h)
+            rows[:, t] = h
+        return rows
+
+
 class Packed(nn.Module):
     """A layer over a packed sequence: the padded output and the final state."""
 

@@ -237,7 +237,8 @@ def _trace(model: nn.Module, leaves: Sequence[Leaf], structure: Any, steps: int)
         {place: dimensions[axis] for place, axis in enumerate(leaf.axes) if axis in dimensions} for leaf in leaves
     ]
     wrapped = _Positional(model, structure)
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.nn's layers set their lists of weights anew while they are traced
         torch._dynamo.reset()
         program = torch.export.export(wrapped, tuple(values), dynamic_shapes=(tuple(shapes),), strict=False)
         return read(program, steps, "model.")

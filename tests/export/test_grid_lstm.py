@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cellport.cells import GridLSTM, GridState
+from cellport.errors import ExportError
 from cellport.export import to_onnx, verify
 from cellport.export.runtime import OnnxRunner
 from cellport.export.verification import Grid
@@ -139,6 +140,17 @@ def test_images_of_any_size_in_four_directions_are_one_scan(tmp_path: Path) -> N
         with torch.no_grad():
             wanted = model(torch.tensor(image), torch.tensor(sizes)).numpy()
         np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_what_cannot_be_traced_is_named_where_a_state_is_given(tmp_path: Path) -> None:
+    class Branching(Tokens):
+        def forward(self, tokens: Tensor, h: Tensor, m: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            if int(tokens.sum()) > 0:
+                tokens = tokens + 0
+            return super().forward(tokens, h, m, lengths)
+
+    with pytest.raises(ExportError, match="branches or sizes a tensor on the values of its inputs"):
+        export_tokens(Branching(), tmp_path / "grid.onnx")
 
 
 @pytest.mark.slow

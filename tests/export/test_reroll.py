@@ -27,6 +27,7 @@ class Looped(nn.Module):
         self.lstm, self.gru, self.rnn = nn.LSTMCell(4, 5), nn.GRUCell(4, 5), nn.RNNCell(4, 5)
         self.upper, self.back, self.own = nn.GRUCell(5, 5), nn.GRUCell(4, 5), GRUCell(4, 5)
         self.before, self.after, self.drop = nn.Linear(4, 4), nn.Linear(5, 3), nn.Dropout(0.1)
+        self.layer = nn.LSTM(4, 5, 2, batch_first=True)
         self.z, self.n = nn.Linear(4, 5), nn.Linear(4, 5)
         self.start = nn.Parameter(torch.randn(1, 5))
         self.how = how
@@ -143,7 +144,28 @@ def reshaped(m: Looped, x: Tensor) -> Any:
     return m.after(torch.stack(rows, 1).view(batch * steps, 5)).view(batch, steps, 3)
 
 
-WAYS = [plain, slices, unbound, last, mean, stacked, one_after_another, both_ways, of_ones_own, library, reshaped]
+def layer_by_steps(m: Looped, x: Tensor) -> Any:
+    state, rows = None, []
+    for t in range(x.size(1)):
+        y, state = m.layer(x[:, t : t + 1], state)
+        rows.append(y)
+    return torch.cat(rows, 1)
+
+
+WAYS = [
+    layer_by_steps,
+    plain,
+    slices,
+    unbound,
+    last,
+    mean,
+    stacked,
+    one_after_another,
+    both_ways,
+    of_ones_own,
+    library,
+    reshaped,
+]
 
 
 def scans(path: Path) -> int:
