@@ -143,24 +143,34 @@ class DAGLSTM(nn.Module):
         weight = self._weight(f"weight_hh{suffix}").flatten(1)
         projected = F.linear(features, self._weight(f"weight_ih{suffix}"), self._weight(f"bias{suffix}"))
         gates, forget = projected.split_with_sizes([3 * size, size], -1)
-        kinds = self._kinds(graph, suffix).unsqueeze(-1)
+        table = self._types(suffix)
+        parts = table.shape[1]
+        table = table.repeat_interleave(size, 1)  # e (x) 1, so that e (x) h is a product of equal shapes
 
         def step(near: Tensor, node: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, tuple[()]]:
-            gates, forget, kinds = node
+            gates, forget, types = node
             h, memory = near.split_with_sizes([size, size], -1)
-            rows = F.linear((kinds * h.unsqueeze(-2)).flatten(-2), weight)
+            rows = F.linear(F.embedding(types, table) * torch.cat([h] * parts, -1), weight)
             sums, own = rows.split_with_sizes([3 * size, size], -1)
             i, o, u = (gates + sums.sum(1)).chunk(3, -1)
             c = torch.sigmoid(i) * torch.tanh(u) + (torch.sigmoid(forget + own) * memory).sum(1)
             return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], -1), ()
 
         held = features.new_zeros((nodes, 2 * size))
-        _, held = level_recurrence(step, held, (gates, forget.unsqueeze(1), kinds), graph.predecessors, graph.levels)
+        inputs = gates, forget.unsqueeze(1), self._rows(graph)
+        _, held = level_recurrence(step, held, inputs, graph.predecessors, graph.levels)
         h, c = held.chunk(2, -1)
         return h, c
 
-    def _kinds(self, graph: DAG, suffix: str) -> Tensor:
-        """The embedding of each edge's type, [nodes, degree, type_size]; one-hot for the full form."""
+    def _types(self, suffix: str) -> Tensor:
+        """The embeddings of the types, [types, type_size]; one-hot for the full form."""
+        if self.variant == "light":
+            return self._weight(f"types{suffix}")
+        like = self._weight(f"bias{suffix}")
+        return torch.eye(self.edge_types, dtype=like.dtype, device=like.device)
+
+    def _rows(self, graph: DAG) -> Tensor:
+        """The type of each edge, checked, [nodes, degree]."""
         types, edge = graph.types, graph.predecessors >= 0
         if not isinstance(types, Tensor) or types.dtype not in INTEGER_DTYPES or types.dim() != 2:
             raise CellError("DAGLSTM: types are no integers [nodes, degree]")
@@ -172,11 +182,7 @@ class DAGLSTM(nn.Module):
                 raise CellError(f"DAGLSTM: types hold {int(types[bad][0])}; accepted is 0 to {self.edge_types - 1}")
         # A type out of range becomes one that no table has, so that the runtime fails; without an edge none counts.
         inside = (types >= 0) & (types < self.edge_types)
-        rows = torch.where(inside, types.to(torch.int64), torch.where(edge, self.edge_types, 0))
-        if self.variant == "light":
-            return F.embedding(rows, self._weight(f"types{suffix}"))
-        like = self._weight(f"bias{suffix}")
-        return F.embedding(rows, torch.eye(self.edge_types, dtype=like.dtype, device=like.device))
+        return torch.where(inside, types.to(torch.int64), torch.where(edge, self.edge_types, 0))
 
     def extra_repr(self) -> str:
         """The constructor's arguments as torch.nn prints them."""

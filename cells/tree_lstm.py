@@ -105,7 +105,8 @@ class TreeLSTM(nn.Module):
         """A node's row holds h, U^f h (once for each node, not for each reader) and c."""
         size = self.hidden_size
 
-        own = self.weight_hh[: 3 * size], self.weight_hh[3 * size :]
+        # Copies, because torch's scan refuses two views of one tensor.
+        own = self.weight_hh[: 3 * size].clone(), self.weight_hh[3 * size :].clone()
 
         def step(near: Tensor, node: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[()]]:
             h, gate, memory = near.split_with_sizes([size, size, size], -1)
@@ -122,7 +123,7 @@ class TreeLSTM(nn.Module):
 
         def step(near: Tensor, node: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[()]]:
             h, memory = near.split_with_sizes([size, size], -1)
-            rows = F.linear(h.flatten(1), self.weight_hh)
+            rows = F.linear(h.reshape(-1, arity * size), self.weight_hh)
             gates, forget = rows.split_with_sizes([3 * size, arity * size], -1)
             h, c = _node(node[0] + gates, node[1] + forget.reshape(-1, arity, size), memory)
             return torch.cat([h, c], -1), ()

@@ -1,0 +1,174 @@
+"""Exported Tree-LSTMs and sentence graph LSTMs equal PyTorch on trees of any depth and documents of any length."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cellport.cells import DAG, DAGLSTM, TreeLSTM, levels_of
+from cellport.export import to_onnx, verify
+from cellport.export.verification import Grid
+
+from .graph_draws import children, document, earlier, slots, tree, with_features
+
+F, H, TYPES = 5, 8, 4
+MANY = Grid(batches=tuple(range(1, 9)))  # there is no batch: each is another draw
+TREES: dict[str, tuple[int | None, dict[str, Any]]] = {
+    "child-sum": (None, {"kind": "child_sum"}),
+    "binary": (2, {"kind": "n_ary", "arity": 2}),
+    "ternary": (3, {"kind": "n_ary", "arity": 3}),
+}
+VARIANTS: dict[str, dict[str, Any]] = {"full": {"variant": "full"}, "light": {"variant": "light", "type_size": 3}}
+
+
+class Classifier(nn.Module):
+    """Scores of each node."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.tree = TreeLSTM(F, H, **options)
+        self.head = nn.Linear(H, 3)
+
+    def forward(self, features: Tensor, children: Tensor, levels: Tensor) -> Tensor:
+        """Scores [nodes, 3]."""
+        return self.head(self.tree(features, children, levels)[0])
+
+
+class Words(nn.Module):
+    """Scores of each word."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.graph = DAGLSTM(F, H, TYPES, **options)
+        self.head = nn.Linear(2 * H, 3)
+
+    def forward(self, features: Tensor, ahead: DAG, back: DAG) -> Tensor:
+        """Scores [nodes, 3]."""
+        return self.head(self.graph(features, ahead, back)[0])
+
+
+def grown(name: str, depth: int, seed: int = 0) -> dict[str, np.ndarray]:
+    graph = tree(depth, TREES[name][0], seed)
+    return with_features(graph, len(graph["children"]), F, seed)
+
+
+def export_tree(path: Path, name: str) -> tuple[nn.Module, tuple[Tensor, ...], Any]:
+    torch.manual_seed(0)
+    arity, options = TREES[name]
+    model = Classifier(**options).eval()
+    slotted = {0: "nodes"} if arity is not None else {0: "nodes", 1: "degree"}
+    axes = {"features": {0: "nodes"}, "children": slotted, "levels": {0: "levels", 1: "width"}}
+    args = tuple(torch.from_numpy(value) for value in grown(name, 3).values())
+
+    def draw(rng: np.random.Generator, sizes: Any) -> dict[str, np.ndarray]:
+        return children(rng, sizes, arity)
+
+    to_onnx(model, args, path, dynamic_shapes=axes, draw=draw)
+    return model, args, draw
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", ["child-sum", "binary"])
+def test_trees_equal_modules(name: str, tmp_path: Path) -> None:
+    model, args, draw = export_tree(tmp_path / "model.onnx", name)
+    cases = [grown(name, depth, depth) for depth in (0, 1, 6)]
+    assert verify(model, tmp_path / "model.onnx", args=args, draw=draw, cases=cases, grid=MANY).cases == 11
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    (scan,) = [node for node in graph.node if node.op_type == "Scan"]
+    body = next(each.g for each in scan.attribute if each.name == "body")
+    assert len(body.node) == (21 if name == "child-sum" else 22)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TREES)
+def test_trees_of_a_depth_of_up_to_thirty(name: str, tmp_path: Path) -> None:
+    model, args, draw = export_tree(tmp_path / "model.onnx", name)
+    cases = [grown(name, depth, depth) for depth in range(31)]
+    assert max(len(case["levels"]) for case in cases) >= 31
+    verify(model, tmp_path / "model.onnx", args=args, draw=draw, cases=cases)
+
+
+def test_a_child_out_of_range_is_an_error_of_the_runtime(tmp_path: Path) -> None:
+    model, _, _ = export_tree(tmp_path / "model.onnx", "binary")
+    case = grown("binary", 4)
+    runs = session(tmp_path / "model.onnx")
+    with torch.no_grad():
+        wanted = model(*(torch.from_numpy(value) for value in case.values())).numpy()
+    np.testing.assert_allclose(runs.run(None, case)[0], wanted, atol=1e-5)
+    nodes = len(case["features"])
+    for value in (-2, nodes, nodes + 1):
+        bad = case["children"].copy()
+        bad[0, 0] = value
+        with pytest.raises(Exception, match="out of data bounds"):
+            runs.run(None, {**case, "children": bad})
+
+
+def draw_documents(rng: np.random.Generator, sizes: Any) -> dict[str, np.ndarray]:
+    found = {}
+    for way in ("ahead", "back"):
+        levels = slots(rng, sizes, f"levels_{way}", f"width_{way}")
+        predecessors = earlier(rng, levels, sizes["nodes"], sizes[f"degree_{way}"])
+        types = rng.integers(0, TYPES, predecessors.shape)
+        found |= {f"{way}.predecessors": predecessors, f"{way}.types": types, f"{way}.levels": levels}
+    return found
+
+
+def written(words: int, seed: int = 0) -> dict[str, np.ndarray]:
+    return with_features(document(words, TYPES, seed), words, F, seed)
+
+
+def export_words(path: Path, name: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    torch.manual_seed(0)
+    model = Words(**VARIANTS[name]).eval()
+    features, *rest = (torch.from_numpy(value) for value in written(6).values())
+    args = (features, DAG(*rest[:3]), DAG(*rest[3:]))
+    axes: dict[str, Any] = {"features": {0: "nodes"}}
+    for way in ("ahead", "back"):
+        near = {0: "nodes", 1: f"degree_{way}"}
+        axes |= {f"{way}.predecessors": near, f"{way}.types": near}
+        axes[f"{way}.levels"] = {0: f"levels_{way}", 1: f"width_{way}"}
+    to_onnx(model, args, path, dynamic_shapes=axes, draw=draw_documents)
+    return model, args
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_documents_equal_modules(name: str, tmp_path: Path) -> None:
+    model, args = export_words(tmp_path / "model.onnx", name)
+    cases = [written(words, words) for words in (1, 2, 12)]
+    path = tmp_path / "model.onnx"
+    assert verify(model, path, args=args, draw=draw_documents, cases=cases, grid=MANY).cases == 11
+    case = written(7)
+    with torch.no_grad():
+        _, *rest = (torch.from_numpy(value) for value in case.values())
+        wanted = model(torch.from_numpy(case["features"]), DAG(*rest[:3]), DAG(*rest[3:])).numpy()
+    runs = session(path)
+    np.testing.assert_allclose(runs.run(None, case)[0], wanted, atol=1e-5)
+    for key, value in (("ahead.types", TYPES), ("back.types", -1), ("back.predecessors", 7), ("ahead.levels", -2)):
+        bad = {**case, key: case[key].copy()}
+        bad[key][
+            tuple(np.argwhere(case[f"{key.split('.')[0]}.predecessors"] >= 0)[0]) if "types" in key else (0, 0)
+        ] = value
+        with pytest.raises(Exception, match="out of data bounds"):
+            runs.run(None, bad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_documents_of_up_to_three_hundred_words(name: str, tmp_path: Path) -> None:
+    model, args = export_words(tmp_path / "model.onnx", name)
+    cases = [written(words, words) for words in (1, 2, 3, 5, 10, 30, 100, 300)]
+    verify(model, tmp_path / "model.onnx", args=args, draw=draw_documents, cases=cases)
+
+
+def test_levels_of_a_tree_are_as_many_as_it_is_high() -> None:
+    assert len(levels_of(tree(12)["children"], width=10_000)) == 13
