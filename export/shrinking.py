@@ -1,10 +1,8 @@
 """Smaller tables and weights: what an export makes of them, and what that costs."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +16,8 @@ from . import passes
 from .capture import Captured
 from .passes.prune_tables import read_counts
 from .passes.tables import TableChange, tables_of
+from .precision import measure
 from .runs import Array
-from .runtime import OnnxRunner
 from .signature import Leaf
 from .verification import Case, feeds
 from .writing import external_data
@@ -158,23 +156,22 @@ class Shrinking:
         """Time both files in interleaved rounds, with one thread, and say which is faster on this machine."""
         if self._unchanged and not self._counts:
             return []
-        sessions = [OnnxRunner(path, threads=1) for path in (wide, small)]
-        told = []
+        given = {}
         for batch in _BATCHES:
             case = Case(batch, _STEPS, manifest.lengths is not None, True, None, batch)
-            given, _ = feeds(manifest, case, examples, self.only)
-            times: tuple[list[float], list[float]] = ([], [])
-            for number in range(_ROUNDS + 1):
-                for session, found in zip(sessions, times, strict=True):
-                    started = time.perf_counter()
-                    session(given)
-                    if number:
-                        found.append(time.perf_counter() - started)
-            ratio = median(times[0]) / median(times[1])
-            speed = f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times SLOWER"
-            told.append(f"{speed} at batch {batch}")
+            given[batch], _ = feeds(manifest, case, examples, self.only)
+        ratios = measure({"wide": wide, "small": small}, given, rounds=_ROUNDS)["small"]
+        told = [
+            f"{ratio:.2f} times faster at batch {batch}"
+            if ratio >= 1
+            else f"{1 / ratio:.2f} times SLOWER at batch {batch}"
+            for batch, ratio in ratios.items()
+        ]
         types = f"weights {self._weights}, tables {self._tables}" + (", pruned" if self._counts else "")
-        return [f"{types}: {' and '.join(told)} than float32, on this machine, {_STEPS} steps, one thread"]
+        return [
+            f"{types}: {' and '.join(told)} than float32, on this machine, {_STEPS} steps, one thread, with the same "
+            "form of each layer"
+        ]
 
 
 def _completed(given: Mapping[str, Array], captured: Captured) -> dict[str, Array]:
