@@ -80,6 +80,7 @@ def graph_of_module(
     graph = translate(program, opset_version)
     clean: list[ir.passes.InPlacePass] = [
         passes.FoldConstants(),
+        passes.InferReshapes(),
         passes.RemoveDead(),
         passes.CleanScans(),
         passes.ReverseScans(),

@@ -28,7 +28,7 @@ PUBLIC = {
             "RemoveDead",
             "ReverseScans",
         ),
-        *("HoistInvariants", "SplitSums"),
+        *("HoistInvariants", "InferReshapes", "SplitSums"),
         *("SeparateOutputs", "TableTypes", "calibrate", "can_lower", "read_counts"),
     ],
     "cellport.serve": [

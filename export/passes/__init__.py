@@ -8,6 +8,7 @@ from .clean_scans import CleanScans
 from .fold_constants import FoldConstants
 from .half_weights import HalfWeights
 from .hoist_invariants import HoistInvariants
+from .infer_reshapes import InferReshapes
 from .int8_weights import Int8Weights
 from .lookup_tables import FoldedTable, LookupTables
 from .lower_recurrent import LowerRecurrent, can_lower
@@ -27,6 +28,7 @@ __all__ = [
     "FoldedTable",
     "HalfWeights",
     "HoistInvariants",
+    "InferReshapes",
     "Int8Weights",
     "LookupTables",
     "LowerRecurrent",
