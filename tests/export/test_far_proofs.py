@@ -350,5 +350,5 @@ def test_a_layer_called_step_by_step_is_named(tmp_path: Path) -> None:
                 rows.append(y)
             return torch.cat(rows, 1)
 
-    with pytest.raises(ExportError, match="lstm is called 6 times, as in a Python loop."):
+    with pytest.raises(ExportError, match="lstm is called 6 times, as in a Python loop"):
         to_onnx(Stepped().eval(), (X,), tmp_path / "m.onnx", dynamic_shapes=[AXES])
