@@ -1,5 +1,6 @@
 # Two commands do everything on a machine that has Python 3.11 or newer and make:
 #   make demo    train, export, prove, serve and call the language identifier
+#   make demo-activity, demo-read-aloud, demo-pronounce    the same for other sequence tasks on real data
 #   make test    all checks and tests (the long grids only in `make test-all`)
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +9,7 @@ READY := $(VENV)/.ready
 TEXT ?=
 
 .PHONY: demo test test-all check links bench-cells protos clean
+.PHONY: demo-activity demo-read-aloud demo-pronounce
 
 $(READY): requirements.lock pyproject.toml examples/g2p/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +41,9 @@ test-all: $(READY) check
 
 demo: $(READY)
 	$(BIN)/python -m examples.language_id.demo $(if $(TEXT),--text "$(TEXT)")
+
+demo-activity demo-read-aloud demo-pronounce: $(READY)
+	$(BIN)/python -m examples.$(subst -,_,$(patsubst demo-%,%,$@)).demo
 
 bench-cells: $(READY)
 	$(BIN)/python benchmarks/cells.py

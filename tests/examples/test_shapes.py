@@ -1,6 +1,6 @@
 """The five shapes of sequence tasks: each exports with each cell, axes open, and answers as its module does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from examples.shapes.many_to_one import ManyToOne
 from examples.shapes.one_to_many import OneToMany
 from examples.shapes.one_to_one import OneToOne
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BATCH, STEPS = {0: "batch"}, {0: "batch", 1: "time"}
 CELLS = {
     "torch RNN": (nn.RNN, nn.RNNCell),
@@ -29,15 +31,6 @@ CELLS = {
     "SRU": (cells.SRU, cells.SRUCell),
 }
 Kinds = tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are small: threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def features(*sizes: int) -> Tensor:
