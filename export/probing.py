@@ -1,5 +1,6 @@
 """What a user's module does with its recurrent layers, seen in two runs of it on different inputs."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -175,7 +176,8 @@ def looped_step(model: nn.Module, values: Sequence[Tensor], structure: Any) -> s
 
     handles = [model.get_submodule(path).register_forward_pre_hook(count(path)) for path in kinds]
     try:
-        with torch.no_grad():
+        # The state among the values may be one row for all: a forward that refuses it says nothing of loops.
+        with torch.no_grad(), contextlib.suppress(Exception):
             model(*pytree.tree_unflatten(list(values), structure))
     finally:
         for handle in handles:
