@@ -141,7 +141,7 @@ GOOD: dict[str, Any] = {"dynamic_shapes": {"tokens": {0: "batch", 1: "time"}}}
     ("options", "message"),
     [
         ({"opset_version": 17}, "opset_version is 17; accepted: an integer from 18 to 22"),
-        ({"opset_version": 23}, "opset_version is 23; accepted: 18 to 22"),
+        ({"opset_version": 23}, "opset_version is 23; accepted: an integer from 18 to 22"),
         ({"input_names": ["a", "b"]}, r"input_names has 2 names \['a', 'b'\]; the arguments hold 1"),
         ({"output_names": ["a", "b"]}, "output_names has 2 names"),
         ({"dynamic_shapes": None}, "dynamic_shapes is None; name the axes"),
