@@ -38,6 +38,7 @@ from .runtime import OnnxRunner
 from .selections import selected_rows
 from .shrinking import Shrinking, TableType, WeightType
 from .signature import Leaf, argument_leaves, result_names, state_pairs
+from .streaming import Streamed, streamed
 from .verification import QUICK, compare, named_cases
 from .watching import layers_of, run_cell, watching
 from .writing import external_data, written
@@ -150,10 +151,14 @@ def to_onnx(
     folding = passes.LookupTables(lookup)
     form: Lowering = "scan" if weights == "int8" and lowering == "auto" else lowering
 
-    def trace(model: nn.Module) -> tuple[Captured, bool, ir.Model, list[str]]:
+    def captured_of(
+        model: nn.Module, leaves: Sequence[Leaf], structure: Any, carried: Mapping[str, str]
+    ) -> tuple[Captured, bool]:
         calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
-        names = result_names(output_names, result)
-        pairs = state_pairs(state, [leaf.name for leaf in leaves], names) if isinstance(state, Mapping) else {}
+        own = result[: -len(carried)] if carried else result
+        names = [*result_names(output_names, own), *carried.values()]
+        given = [leaf.name for leaf in leaves]
+        pairs = state_pairs(state, given, names) if isinstance(state, Mapping) else dict(carried)
         check_results(names, result)
         check_pairs(pairs, leaves, names, result)
         copies = Copies(model)
@@ -161,16 +166,26 @@ def to_onnx(
             copies, leaves, structure, names, pairs, calls, states=state == "auto", lengths=lengths == "auto"
         )
         copies.clear()
-        return captured, causal, *graph_of_module(captured, opset_version, folding, form, lookup, batches)
+        return captured, causal
 
+    def graph_of(captured: Captured) -> tuple[ir.Model, list[str]]:
+        return graph_of_module(captured, opset_version, folding, form, lookup, batches)
+
+    captured, causal = captured_of(model, leaves, structure, {})
     try:
-        captured, causal, graph, lowered = trace(model)
+        graph, lowered = graph_of(captured)
     except FixedAxisError as error:
         rolled, said = reroll(model, leaves, structure)
         if rolled is None:
             raise ExportError(f"{error}; it could not be made a recurrence: {said}") from error
-        captured, causal, graph, lowered = trace(rolled)
-        lowered.append(said)
+        carried = streamed(rolled, leaves, structure) if state == "auto" else None
+        if isinstance(carried, Streamed):
+            captured, causal = captured_of(carried.model, carried.leaves, carried.structure, carried.states)
+        notes = [carried] if isinstance(carried, str) else [] if causal else [*captured.notes[-1:]]
+        if not isinstance(carried, Streamed) or not causal:
+            captured, causal = captured_of(rolled, leaves, structure, {})
+        graph, lowered = graph_of(captured)
+        lowered += [said, *(f"states left inside: {note}" for note in notes)]
     if lookup is True and not folding.tables:
         raise ExportError("lookup=True, but no embedding feeds a projection whose rows could be computed in advance")
     with written(path) as draft:

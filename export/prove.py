@@ -19,9 +19,11 @@ from .drawn import Draw, with_draw
 from .examination import Examination, errors_by_step
 from .flat import Lift, results
 from .probing import probe
+from .reroll import reroll
 from .runs import Array
 from .runtime import OnnxRunner
 from .signature import Leaf
+from .streaming import streamed
 from .verification import CaseFigures, Grid, compare, named_cases
 
 
@@ -169,13 +171,28 @@ def recapture(
     for path in (*lift.states, *lift.lengths):
         if path not in dict(model.named_modules()):
             raise ExportError(f"the file was made from a model with a cell {path!r}; this model has none")
+    lifted = [name for path in lift.states for name in states if name.rpartition(".")[0] == path]
+    carried = {name: each.output for name, each in states.items() if name not in (*source.arguments, *lifted)}
+    if carried:
+        model, leaves, structure = _streamed(model, leaves, structure, carried)
     calls, result = probe(model, leaves, structure, unlike_sizes(model, leaves))
-    pairs = {name: states[name].output for name in source.arguments if name in states}
+    pairs = {name: states[name].output for name in source.arguments if name in states} | carried
     outputs = _result_order(manifest, pairs, len(results(result)))
     captured = capture(Copies(model), leaves, structure, outputs, pairs, calls, lift)
     if captured.lengths is not None and manifest.lengths is None:
         captured.lengths = None
     return captured
+
+
+def _streamed(
+    model: nn.Module, leaves: list[Leaf], structure: Any, carried: Mapping[str, str]
+) -> tuple[nn.Module, list[Leaf], Any]:
+    """The module with the states of its loop as arguments, as the file has them."""
+    rolled, said = reroll(model, leaves, structure)
+    found = streamed(rolled, leaves, structure) if rolled is not None else said
+    if isinstance(found, str) or found.states != carried:
+        raise ExportError(f"the file has the states {list(carried)}, which are none of this model's loops")
+    return found.model, found.leaves, found.structure
 
 
 def _result_order(manifest: Manifest, pairs: dict[str, str], count: int) -> list[str]:

@@ -58,15 +58,27 @@ class Rerolled(nn.Module):
     def forward(self, *args: Any) -> Any:
         """Run the calls."""
         program = self.program
+        run = self._run(args, len(program.parts))
+        found = [run.value(each, _Iteration()) for each in program.results]
+        return pytree.tree_unflatten(found, program.structure)
+
+    def initial(self, number: int, args: tuple[Any, ...]) -> list[Tensor]:
+        """The state with which the loop that is a given part begins."""
+        loop = self.program.parts[number]
+        assert isinstance(loop, Loop)
+        return self._run(args, number).initial(loop)
+
+    def _run(self, args: tuple[Any, ...], count: int) -> "_Run":
+        """The first parts, run."""
+        program = self.program
         leaves = pytree.tree_leaves(args)
         run = _Run(self, leaves, {name: leaves[place].shape[axis] for name, (place, axis) in program.sizes.items()})
-        for number, part in enumerate(program.parts):
+        for number, part in enumerate(program.parts[:count]):
             if isinstance(part, Loop):
                 run.loop(number, part)
             else:
                 run.outer[number] = run.call(part, _Iteration())
-        found = [run.value(each, _Iteration()) for each in program.results]
-        return pytree.tree_unflatten(found, program.structure)
+        return run
 
     def weight(self, weight: Weight) -> Tensor:
         """A tensor of the module."""
@@ -102,15 +114,10 @@ class _Run:
 
     def loop(self, number: int, loop: Loop) -> None:
         """Run all steps of a loop."""
-        outside, lead = _Iteration(), loop.lead
+        lead = loop.lead
         inputs = tuple(self._rows_of(each, lead) for each in loop.scans)
         if lead or not inputs:
             inputs = (*inputs, self._counted(loop.count.plus(lead)))
-        initial = []
-        for rule, shape in zip(loop.initial, loop.shapes, strict=True):
-            value = self.value(rule, outside)
-            value = value if shape is None else value.expand([size.at(self._sizes) for size in shape])
-            initial.append(value.clone())  # two that are parts of one tensor would be taken for aliases
 
         def step(state: tuple[Tensor, ...], scanned: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Any]:
             now = _Iteration([], state, scanned)
@@ -121,8 +128,17 @@ class _Run:
                 new = tuple(torch.where(scanned[-1] < lead, old, each) for old, each in zip(state, new, strict=True))
             return new, tuple(self.value(each, now) for each in loop.outputs)
 
-        outputs, final = unroll(step, tuple(initial), inputs)
+        outputs, final = unroll(step, tuple(self.initial(loop)), inputs)
         self._loops[number] = outputs, final
+
+    def initial(self, loop: Loop) -> list[Tensor]:
+        """The state with which a loop begins."""
+        found = []
+        for rule, shape in zip(loop.initial, loop.shapes, strict=True):
+            value = self.value(rule, _Iteration())
+            value = value if shape is None else value.expand([size.at(self._sizes) for size in shape])
+            found.append(value.clone())  # two that are parts of one tensor would be taken for aliases
+        return found
 
     def call(self, call: Call, now: _Iteration) -> list[Any]:
         """Run one call; the tensors that it returns."""

@@ -17,7 +17,7 @@ from cellport.export import to_onnx, verify
 from cellport.export.reroll import Rerolled, reroll
 from cellport.export.signature import argument_leaves
 
-from .loops import WAYS, Looped, last, layer_by_steps, one_after_another, plain, unbound
+from .loops import WAYS, Looped, last, layer_by_steps, numbered, one_after_another, plain, unbound
 
 AXES = {0: "batch", 1: "time"}
 X = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
@@ -190,3 +190,22 @@ def test_a_refusal_names_the_loop_the_way_out_and_the_reason(tmp_path: Path) -> 
         to_onnx(Looped(every_third).eval(), (X,), tmp_path / "m.onnx", dynamic_shapes=[AXES])
     assert "cellport.cells.recurrence" in str(caught.value)
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("how", [plain, numbered], ids=lambda how: how.__name__)
+def test_a_loop_that_starts_at_zeros_is_run_in_chunks_where_that_proves_right(
+    how: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its state becomes an input and an output; one that counts its steps keeps it inside, and the notes say why."""
+    torch.manual_seed(0)
+    model, path = Looped(how).eval(), tmp_path / "m.onnx"
+    report = to_onnx(model, (X,), path, dynamic_shapes=[AXES])
+    assert report.manifest.causal == (how is plain)
+    if how is not plain:
+        assert any(note.startswith("states left inside") for note in report.notes)
+        return
+    assert {each.input: each.output for each in report.manifest.states} == {
+        "lstm.h": "lstm.h_out",
+        "lstm.c": "lstm.c_out",
+    }
+    verify(model, path)

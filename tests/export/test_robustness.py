@@ -191,7 +191,7 @@ class Does(nn.Module):
         if self.what == "loop":
             h, c = x.new_zeros(2, tokens.shape[0], HIDDEN)
             for number, step in enumerate(x.unbind(1)):
-                h, c = self.step(step * (number + 1), (h, c))
+                h, c = self.step(step * 0.5**number, (h, c))
             return h
         if self.what == "length":
             return x[:, : int(tokens[0, 0])]
