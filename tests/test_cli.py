@@ -20,7 +20,7 @@ from cellport.export import ExportSpec
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embedding, self.cell = nn.Embedding(11, 4), GRU(4, 3, batch_first=True)
+        self.embedding, self.cell = nn.Embedding(11, 8), GRU(8, 32, batch_first=True)
 
     def forward(self, tokens):
         return self.cell(self.embedding(tokens))[0]

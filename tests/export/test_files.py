@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cellport.errors import EquivalenceError, ExportError
 from cellport.export import graphing, inspect, verify
@@ -29,10 +29,20 @@ def test_a_file_that_is_not_the_model_is_not_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_onnxruntime_cannot_run_is_not_left(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """onnxruntime has no GRU of float64."""
-    with pytest.raises(ExportError, match=r"onnxruntime cannot run .*GRU operator does not support double"):
-        export(tmp_path, Tokens(cell("gru", batch_first=True)).double())
+class Convolved(Tokens):
+    """A convolution over time, which onnxruntime does not have for float64."""
+
+    def __init__(self) -> None:
+        super().__init__(cell("gru", batch_first=True))
+        self.convolution = nn.Conv1d(4, 2, 3, padding=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.convolution(super().forward(tokens).transpose(1, 2)).transpose(1, 2)
+
+
+def test_a_file_that_onnxruntime_cannot_load_is_not_left(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"onnxruntime cannot load .*implementation for Conv"):
+        export(tmp_path, Convolved().double(), lowering="scan")
     assert list(tmp_path.iterdir()) == []
 
 
