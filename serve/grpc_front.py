@@ -6,19 +6,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from cellport.errors import AddressError
-from cellport.protos import inference_pb2, model_config_pb2
 
 from .calls import Call, CallContext
 from .engine import Engine
 from .status import status_of
-
-_DESCRIBED = (model_config_pb2, inference_pb2, health_pb2, reflection_pb2)
 
 
 class GrpcFront:
@@ -47,10 +41,6 @@ class GrpcFront:
             services.setdefault(service, {})[method] = self._handler(call)
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        pool = DescriptorPool()
-        for module in _DESCRIBED:
-            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server, pool=pool)
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port.

@@ -7,6 +7,7 @@ from grpc_health.v1 import health_pb2
 from cellport.errors import UnsupportedCallError
 from cellport.protos import inference_pb2
 
+from . import reflection
 from .async_engine import AsyncEngine
 from .calls import Call, CallContext, Lifecycle, UnaryHandler
 from .description import DescriptionCalls
@@ -50,6 +51,8 @@ def build_table(engine: AsyncEngine, lifecycle: Lifecycle, *, window: int, send_
     check = health_pb2.HealthCheckRequest
     calls.append(Call(method=f"/{_HEALTH}/Check", request=check, unary=health.check))
     calls.append(Call(method=f"/{_HEALTH}/Watch", request=check, stream=health.watch))
+    described = reflection.ReflectionCalls([SERVICE, _HEALTH])
+    calls.append(Call(method=reflection.METHOD, request=reflection.REQUEST, stream=described.info))
     return {call.method: call for call in calls}
 
 
