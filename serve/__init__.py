@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .async_client import AsyncClient
     from .async_engine import AsyncEngine
-    from .batcher import BatchSettings
     from .client import Client
     from .engine import Engine, EngineSettings
     from .model import Model, SessionSettings
+    from .scheduler import BatchSettings
     from .sequences import SequenceSettings
     from .server import Server, ServerSettings
 
 _MODULES = {
     "AsyncClient": "async_client",
     "AsyncEngine": "async_engine",
-    "BatchSettings": "batcher",
+    "BatchSettings": "scheduler",
     "Client": "client",
     "Engine": "engine",
     "EngineSettings": "engine",

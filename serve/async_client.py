@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 from numpy.typing import ArrayLike
 
-from cellport.errors import NotFoundError
+from cellport.errors import NotFoundError, PreconditionError
 from cellport.protos import inference_pb2 as messages
 
 from . import exchange
@@ -228,5 +228,5 @@ class AsyncClientSequence:
             await self._client.send(exchange.write_end(self._model, self.id, self._version))
         except Exception as failure:
             # An evicted sequence is gone already, and an error in the body must not be hidden.
-            if kind is None and not isinstance(failure, NotFoundError):
+            if kind is None and not isinstance(failure, NotFoundError | PreconditionError):
                 raise

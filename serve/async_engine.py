@@ -11,10 +11,10 @@ from typing import Self
 
 from cellport.errors import RequestCancelledError
 
-from .batcher import Outcome
 from .codec import Array
 from .engine import Engine, EngineSettings, Ticket, deadline_error, wait_of
 from .engine_sequence import EngineSequence
+from .jobs import Job, Outcome
 from .requests import Reply, Request, SequenceId
 
 
@@ -23,10 +23,15 @@ class _Mailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._letters: deque[tuple[asyncio.Future[Outcome], Outcome]] = deque()
 
     def post(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+        if threading.get_ident() == self._thread:
+            if not future.done():
+                future.set_result(outcome)
+            return
         with self._lock:
             self._letters.append((future, outcome))
             wake = len(self._letters) == 1
@@ -96,20 +101,33 @@ class AsyncEngine:
         self._owned = not isinstance(engine, Engine)
         self.engine = engine if isinstance(engine, Engine) else Engine(engine, settings)
         self._mailbox: _Mailbox | None = None
+        self._new: list[Job] = []
 
     def submit(self, request: Request) -> Pending:
-        """Accept a request at once, so that requests run in the order of these calls.
+        """Take a request, so that requests run in the order of these calls.
+
+        The engine is given all that come in one turn of the loop together.
 
         Raises:
-            ServingError: the request is refused.
+            ServingError: the request is wrong.
         """
         loop = asyncio.get_running_loop()
         if self._mailbox is None:
             self._mailbox = _Mailbox(loop)
         mailbox = self._mailbox
         future: asyncio.Future[Outcome] = loop.create_future()
-        ticket = self.engine.submit(request, lambda outcome: mailbox.post(future, outcome))
-        return Pending(self.engine, ticket, future, request.deadline)
+        job = self.engine.prepare(request, lambda outcome: mailbox.post(future, outcome))
+        if not self._new:
+            loop.call_soon(self._hand_over)
+        self._new.append(job)
+        return Pending(self.engine, Ticket(self.engine, job), future, request.deadline)
+
+    def _hand_over(self) -> None:
+        jobs, self._new = self._new, []
+        engine = self.engine
+        quick = len(jobs) == 1 and engine.expected_seconds(jobs[0]) <= engine.settings.inline_seconds
+        for job, error in engine.accept(jobs, engine.run_here if quick else None):
+            job.done(error)
 
     async def infer(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 from numpy.typing import ArrayLike
 
-from cellport.errors import NotFoundError
+from cellport.errors import NotFoundError, PreconditionError
 from cellport.protos import inference_pb2 as messages
 
 from . import exchange
@@ -276,5 +276,5 @@ class ClientSequence:
             self._client.send(exchange.write_end(self._model, self.id, self._version))
         except Exception as failure:
             # An evicted sequence is gone already, and an error in the body must not be hidden.
-            if kind is None and not isinstance(failure, NotFoundError):
+            if kind is None and not isinstance(failure, NotFoundError | PreconditionError):
                 raise

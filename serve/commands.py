@@ -20,6 +20,12 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="an ONNX file, or a folder <name>/<version>/model.onnx")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8001, help="port to listen on, 0 for a free one (%(default)s)")
+    parser.add_argument(
+        "--front",
+        choices=("auto", "grpcio", "envoy"),
+        default="auto",
+        help="what carries the calls; auto is envoy where the extra 'fast' is installed, else grpcio (%(default)s)",
+    )
     parser.add_argument("--batch", type=int, default=64, help="rows of one run (%(default)s)")
     parser.add_argument(
         "--padding", type=float, default=1.25, help="how many times larger padding may make a run (%(default)s)"
@@ -43,9 +49,9 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from .batcher import BatchSettings
     from .engine import EngineSettings
     from .model import SessionSettings
+    from .scheduler import BatchSettings
     from .sequences import SequenceSettings
     from .server import Server, ServerSettings
 
@@ -53,6 +59,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         settings = ServerSettings(
             host=arguments.host,
             port=arguments.port,
+            front=arguments.front,
             grace_seconds=arguments.grace,
             engine=EngineSettings(
                 batch=BatchSettings(rows=arguments.batch, padding=arguments.padding, queue=arguments.queue),
@@ -63,10 +70,10 @@ def _serve(arguments: argparse.Namespace) -> int:
                 workers=arguments.workers,
             ),
         )
+        server = Server(arguments.path, settings)
     except ValueError as error:
         print(f"cellport serve: {error}", file=sys.stderr)
         return 2
-    server = Server(arguments.path, settings)
     server.serve_forever(lambda: print(_as_json(server) if arguments.json else _as_text(server), flush=True))
     return 0
 
@@ -74,16 +81,16 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _as_json(server: "Server") -> str:
     models = [
         {"name": model.name, "version": model.version, "manifest": json.loads(model.manifest.to_json())}
-        for model in server.engine.repository
+        for model in server.models
     ]
-    return json.dumps({"address": server.address, "models": models})
+    return json.dumps({"address": server.address, "front": server.front, "models": models})
 
 
 def _as_text(server: "Server") -> str:
     lines = []
-    for model in server.engine.repository:
+    for model in server.models:
         manifest = model.manifest
-        kind = "runs sequences" if model.contract.recurrent else "no sequences"
+        kind = "runs sequences" if model.recurrent else "no sequences"
         lines.append(f"{model.name}, version {model.version} ({kind})")
         rows = [
             *(("input", each.name, each.dtype, _axes(each.axes), _notes(each)) for each in manifest.inputs),

@@ -2,7 +2,7 @@
 
 A request is batch-first in every tensor: where the graph has the batch axis elsewhere, as in a state of
 ``[layers, batch, hidden]``, a request has it in front. `Contract.bind` checks a request and puts it into that form;
-`cellport.serve.assembly` joins bound requests and moves the axes to where the graph has them.
+`cellport.serve.ticks` joins bound requests and moves the axes to where the graph has them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,11 @@ class Contract:
         state_outputs: specifications of states by output name.
         recurrent: sequences can be run: the model is causal and has states.
         splits: inputs and outputs have a batch axis, so rows of different requests can be joined and told apart again.
+        rowwise: every input has a batch axis.
         pads: requests of different time can be joined by padding.
+        cuts: a request can be run in chunks, and others can join and leave in between.
+        concatenated: names of the outputs whose chunks, one after the other, make the whole.
+        fetchable: names of all outputs, states among them.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -73,6 +77,17 @@ class Contract:
         self.recurrent = manifest.causal and bool(manifest.states)
         self.splits = all(BATCH in each.axes for each in manifest.outputs) and any(
             BATCH in each.axes for each in manifest.inputs
+        )
+        self.rowwise = all(BATCH in each.axes for each in manifest.inputs)
+        self.concatenated = frozenset(each.name for each in manifest.outputs if each.chunking == "concatenate")
+        self.fetchable = (*self.outputs, *self.state_outputs)
+        timed = [each for each in manifest.inputs if TIME in each.axes]
+        self.cuts = (
+            manifest.causal
+            and self.splits
+            and bool(timed)
+            and all(BATCH in each.axes for each in timed)
+            and all(each.name in self.concatenated or TIME not in each.axes for each in manifest.outputs)
         )
         known = {BATCH, TIME}
         for each in manifest.inputs:
@@ -157,6 +172,10 @@ class Contract:
                 raise InvalidRequestError(
                     f"input {name!r} is missing; given: {names(arrays)}; required: {names(self.required)}"
                 )
+
+    def axes_of(self, output: str) -> Axes:
+        """Return the axes of an output, or of the output of a state."""
+        return (self.outputs[output] if output in self.outputs else self.state_outputs[output]).axes
 
     @property
     def required(self) -> list[str]:

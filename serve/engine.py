@@ -20,17 +20,19 @@ import numpy as np
 from cellport.errors import (
     DeadlineExceededError,
     SequenceExistsError,
+    ServingError,
     UnavailableError,
 )
 
-from . import assembly
-from .batcher import BatchSettings, Completion, Outcome, Scheduler, Work
 from .codec import Array
+from .jobs import Completion, Job, Outcome, Place, Tick
 from .model import Model, SessionSettings
 from .repository import Repository
 from .requests import Control, Reply, Request, SequenceId
-from .running import run_batch
+from .scheduler import BatchSettings, Scheduler
 from .sequences import SequenceSettings, SequenceTable, check_recurrent
+from .ticks import run_tick
+from .warming import warm
 
 if TYPE_CHECKING:
     from .engine_sequence import EngineSequence
@@ -46,29 +48,37 @@ class EngineSettings:
         batch: limits of batching.
         sequences: limits on running sequences.
         session: how onnxruntime runs a model.
-        workers: threads that run models, each one batch at a time.
+        workers: how many runs there may be at a time.
+        warm_seconds: how long each model may be run when it is loaded, to learn what a run costs; 0 to guess it.
+        inline_seconds: a request to an idle engine that is expected to take no longer than this is run by the thread
+            that brings it, even if that is an event loop: it saves two hand-overs between threads.
     """
 
     batch: BatchSettings = field(default_factory=BatchSettings)
     sequences: SequenceSettings = field(default_factory=SequenceSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     workers: int = 2
+    warm_seconds: float = 0.25
+    inline_seconds: float = 0.002
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers is {self.workers}; accepted: at least 1")
+        for name in ("warm_seconds", "inline_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0")
 
 
 class Ticket:
     """An accepted request that can still be cancelled."""
 
-    def __init__(self, engine: "Engine", work: Work) -> None:
+    def __init__(self, engine: "Engine", job: Job) -> None:
         self._engine = engine
-        self._work = work
+        self._job = job
 
     def cancel(self, error: Exception) -> bool:
-        """Drop the request with `error` if it has not begun to run; return whether it was dropped."""
-        return self._engine.cancel(self._work, error)
+        """Drop the request with `error` unless the last of it runs already; return whether it ends so."""
+        return self._engine.cancel(self._job, error)
 
 
 class Engine:
@@ -83,7 +93,7 @@ class Engine:
 
     Attributes:
         repository: the models.
-        runs: how many batches have begun to run.
+        runs: how many runs have begun.
 
     Raises:
         ModelLoadError: a model cannot be loaded.
@@ -102,6 +112,9 @@ class Engine:
             self.repository = Repository.load(models, self.settings.session)
         else:
             self.repository = Repository(models)
+        if self.settings.warm_seconds:
+            for model in self.repository:
+                warm(model, self.settings.warm_seconds)
         self._sequences = SequenceTable(self.settings.sequences)
         self._scheduler = Scheduler(self.settings.batch, self._sequences)
         self._changed = threading.Condition()
@@ -166,13 +179,14 @@ class Engine:
             ServingError: one of its subclasses says why there is no answer.
         """
         future: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
-        ticket = self.submit(request, future.set_result)
-        remaining = None if request.deadline is None else wait_of(request.deadline - self.clock())
+        job = self.prepare(request, future.set_result)
+        for _, error in self.accept([job], self.run_here):
+            raise error
         try:
-            outcome = future.result(remaining)
+            outcome = future.result(None if request.deadline is None else wait_of(request.deadline - self.clock()))
         except concurrent.futures.TimeoutError:
-            # What has begun to run is waited for: its sequence has advanced, and the caller should know.
-            ticket.cancel(deadline_error())
+            # What runs its last chunk is waited for: its sequence advances, and the caller should know.
+            self.cancel(job, deadline_error())
             outcome = future.result()
         if isinstance(outcome, Exception):
             raise outcome
@@ -188,6 +202,17 @@ class Engine:
         Raises:
             ServingError: the request is refused; `done` is not called.
         """
+        job = self.prepare(request, done)
+        for _, error in self.accept([job]):
+            raise error
+        return Ticket(self, job)
+
+    def prepare(self, request: Request, done: Callable[[Outcome], None]) -> Job:
+        """Check a request, without accepting it.
+
+        Raises:
+            ServingError: the request is wrong.
+        """
         control = request.control
         model = self.repository.get(request.model, request.version)
         if control is not None:
@@ -197,33 +222,62 @@ class Engine:
         if not ends_only:
             inputs = {name: np.asarray(value) for name, value in request.inputs.items()}
             bound = model.contract.bind(inputs, request.outputs, sequence=control is not None)
-        now = self.clock()
-        if request.deadline is not None and request.deadline <= now:
+        if request.deadline is not None and request.deadline <= self.clock():
             raise deadline_error()
-        work = Work(
+        return Job(
             model=model,
             bound=bound,
             done=done,
             deadline=request.deadline,
             priority=request.priority or self.settings.batch.default_priority,
-            start=control is not None and control.start,
-            end=control is not None and control.end,
+            control=control,
         )
+
+    def accept(self, jobs: Sequence[Job], here: Callable[[], object] | None = None) -> list[tuple[Job, ServingError]]:
+        """Accept prepared requests, all at once.
+
+        Args:
+            jobs: in the order in which they came.
+            here: runs what is waiting on this thread, called instead of a worker if the engine is idle.
+
+        Returns:
+            Those that are refused, and why; their `done` is not called.
+        """
+        completions: list[Completion] = []
+        refused = []
+        now = self.clock()
         with self._changed:
-            if self._closed:
-                raise UnavailableError("the engine is closed")
-            # Before a start makes room in the table, at the cost of another sequence.
-            self._scheduler.check_room()
-            if control is not None:
-                self._sequences.evict_idle(now)
-                if control.start:
-                    work.lane = self._sequences.open(model, control.id, now)
-                else:
-                    work.lane = self._sequences.get(model, control.id)
-            completions = self._scheduler.submit(work)
-            self._changed.notify()
+            idle = not self._scheduler.running and not self._scheduler.waiting
+            for job in jobs:
+                if job.phase != "new":  # cancelled meanwhile
+                    continue
+                try:
+                    completions += self._admit(job, now)
+                except ServingError as error:
+                    job.finish()
+                    refused.append((job, error))
+            inline = here is not None and idle and self._scheduler.waiting > 0
+            if self._scheduler.waiting and not inline:
+                self._changed.notify()
         _deliver(completions)
-        return Ticket(self, work)
+        if inline and here is not None:
+            here()
+        return refused
+
+    def _admit(self, job: Job, now: float) -> list[Completion]:
+        if self._closed:
+            raise UnavailableError("the engine is closed")
+        # Before a start makes room in the table, at the cost of another sequence.
+        self._scheduler.check_room(job.size)
+        control = job.control
+        if control is not None:
+            self._sequences.evict_idle(now)
+            if control.start:
+                lane = self._sequences.open(job.model, control.id, now)
+            else:
+                lane = self._sequences.get(job.model, control.id)
+            job.places = [Place(lane=lane, start=control.start, end=control.end)]
+        return self._scheduler.submit(job)
 
     def open_sequence(
         self,
@@ -260,10 +314,12 @@ class Engine:
                 )
             control = Control(id=sequence_id, start=True)
             lane = self._sequences.open(found, control.id, now)
-            if lane.steps:
+            if lane.jobs:
                 raise SequenceExistsError(f"sequence {sequence_id!r} of model {model!r} has steps that wait")
             self._sequences.begin(lane, found, start=True, given=given)
-            self._sequences.advance(lane, found, given, now)
+            slot = found.slots.take()
+            found.arena.write(slot, given)
+            self._sequences.advance(lane, found, slot, now, start=True)
         from .engine_sequence import EngineSequence
 
         return EngineSequence(self, found, sequence_id)
@@ -290,13 +346,18 @@ class Engine:
         with self._changed:
             return f"<Engine {self._scheduler!r}>"
 
-    def cancel(self, work: Work, error: Exception) -> bool:
-        """Drop a request with `error` if it has not begun to run; return whether it was dropped."""
+    def cancel(self, job: Job, error: Exception) -> bool:
+        """Drop a request with `error` unless the last of it runs already; return whether it ends so."""
         with self._changed:
-            completions = self._scheduler.cancel(work, error)
-            self._changed.notify()
+            if job.phase == "new":
+                job.finish()
+                dropped, completions = True, [Completion(job, error)]
+            else:
+                dropped, completions = self._scheduler.cancel(job, error)
+            if completions:
+                self._changed.notify()
         _deliver(completions)
-        return bool(completions)
+        return dropped
 
     def holds(self, model: Model, sequence_id: SequenceId) -> bool:
         """Return whether a sequence is running."""
@@ -311,35 +372,71 @@ class Engine:
         """
         with self._changed:
             lane = self._sequences.get(model, sequence_id)
-            states = dict(self._sequences.begin(lane, model, start=False, given={}))
-        for name, spec in model.contract.states.items():
-            if name not in states:
-                states[name] = assembly.initial_rows(spec, 1)
-        return states
+            slot = self._sequences.begin(lane, model, start=False, given=())
+            assert slot is not None
+            return model.arena.read(slot)
+
+    def expected_seconds(self, job: Job) -> float:
+        """Return how long a request would take alone."""
+        return job.model.costs.seconds(job.rows, job.steps) if job.bound is not None else 0.0
+
+    def run_waiting(self) -> bool:
+        """Run what is waiting, once, on this thread; return whether there was anything.
+
+        Nothing is run if as many runs take place as there are workers.
+        """
+        with self._changed:
+            if self._scheduler.running >= self.settings.workers:
+                return False
+            tick, completions = self._schedule(self.clock())
+        _deliver(completions)
+        if tick is not None:
+            self._run(tick)
+        return tick is not None
+
+    def run_here(self) -> None:
+        """Run what this thread has brought; what it does not get to is a worker's."""
+        self.run_waiting()
+        with self._changed:
+            if self._scheduler.waiting:
+                self._changed.notify()
+
+    def _schedule(self, now: float) -> tuple[Tick | None, list[Completion]]:
+        """Ask for a run, with the lock held."""
+        self._sequences.evict_idle(now)
+        tick, completions = self._scheduler.schedule(now, self.settings.workers - self._scheduler.running)
+        if tick is not None:
+            self.runs += 1
+            if self._scheduler.waiting and self._scheduler.running < self.settings.workers:
+                self._changed.notify()
+        return tick, completions
+
+    def _run(self, tick: Tick) -> None:
+        failures = run_tick(tick)
+        with self._changed:
+            completions = self._scheduler.complete(tick, failures, self.clock())
+            if self._closed:  # chunks and steps that waited behind the one that ran
+                completions += self._scheduler.cancel_all(_closed_error())
+        _deliver(completions)
 
     def _work(self) -> None:
-        """Run batches until the engine is closed; the body of every worker thread."""
+        """Run what is waiting until the engine is closed; the body of every worker thread."""
         while True:
             with self._changed:
                 now = self.clock()
-                self._sequences.evict_idle(now)
-                batch, completions = self._scheduler.take(now)
-                self.runs += batch is not None
-                if batch is None and not completions:
+                tick: Tick | None = None
+                completions: list[Completion] = []
+                if self._scheduler.running < self.settings.workers:
+                    tick, completions = self._schedule(now)
+                if tick is None and not completions:
                     if self._closed:
                         return
                     moment = self._sequences.next_eviction()
                     self._changed.wait(None if moment is None else max(wait_of(moment - now), 0.1))
                     continue
             _deliver(completions)
-            if batch is not None:
-                answers = run_batch(batch)
-                with self._changed:
-                    completions = self._scheduler.finish(batch, answers, self.clock())
-                    if self._closed:  # steps that waited behind one that ran
-                        completions += self._scheduler.cancel_all(_closed_error())
-                    self._changed.notify()
-                _deliver(completions)
+            if tick is not None:
+                self._run(tick)
 
 
 def wait_of(seconds: float) -> float:
@@ -359,6 +456,6 @@ def deadline_error() -> DeadlineExceededError:
 def _deliver(completions: Iterable[Completion]) -> None:
     for each in completions:
         try:
-            each.work.done(each.outcome)
+            each.job.done(each.outcome)
         except Exception:
             _log.exception("delivering an answer failed")

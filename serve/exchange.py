@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cellport.errors import InvalidRequestError, NotFoundError, SequenceExistsError, ServingError
+from cellport.errors import InvalidRequestError, NotFoundError, PreconditionError, SequenceExistsError, ServingError
 from cellport.protos import inference_pb2 as messages
 
 from . import codec
@@ -95,7 +95,7 @@ class Usage:
 
 def may_have_run(error: BaseException) -> bool:
     """Return whether a request that ended with `error` may have run on the server all the same."""
-    return not isinstance(error, InvalidRequestError | NotFoundError | SequenceExistsError)
+    return not isinstance(error, InvalidRequestError | NotFoundError | PreconditionError | SequenceExistsError)
 
 
 def write_step(

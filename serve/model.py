@@ -11,9 +11,12 @@ import onnxruntime
 from cellport.errors import InternalServingError, InvalidRequestError, ManifestError, ModelLoadError
 from cellport.manifest import BATCH, METADATA_KEY, TIME, Axes, InputSpec, Manifest, OutputSpec
 
+from .arena import Arena
 from .codec import Array
 from .contract import Contract
+from .costs import CostModel
 from .external_data import check_external_data
+from .slots import Slots
 from .status import log_id
 
 SIDE_CAR = "manifest.json"
@@ -60,6 +63,9 @@ class Model:
     Attributes:
         contract: the checks that the manifest implies.
         required: names of the inputs that the graph has no default for.
+        arena: the states that requests and sequences have between their runs.
+        slots: which places of the arena are taken.
+        costs: what a run takes.
 
     Raises:
         ModelLoadError: the manifest does not fit the graph.
@@ -73,6 +79,9 @@ class Model:
         self.manifest = manifest
         self.contract = Contract(manifest)
         self.required = frozenset(each.name for each in session.get_inputs())
+        self.arena = Arena(self.contract.states)
+        self.slots = Slots()
+        self.costs = CostModel()
         self._session = session
         self._strings = frozenset(each.name for each in manifest.inputs if each.dtype == "string")
         _check(session, manifest, f"model {name!r} version {version}")
@@ -137,6 +146,11 @@ class Model:
                 f"model {self.name!r} failed to run; the server's log has the reason under {log_id()}"
             ) from error
         return dict(zip(fetches, results, strict=True))
+
+    def free(self, slot: int) -> None:
+        """Let go of a place in the arena."""
+        self.arena.forget(slot)
+        self.slots.give(slot)
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r} version {self.version}>"

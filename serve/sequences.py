@@ -1,23 +1,30 @@
-"""Running sequences and their states.
+"""Running sequences, and the slots of their states.
 
 A pure table: it has no clock and no lock, and `now` is an argument. The scheduler calls it under the engine's lock.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from cellport.errors import InvalidRequestError, QueueFullError, SequenceExistsError, SequenceNotFoundError
+from cellport.errors import (
+    InvalidRequestError,
+    QueueFullError,
+    SequenceEndedError,
+    SequenceExistsError,
+    SequenceNotFoundError,
+    ServingError,
+)
 
-from .codec import Array, names
+from .codec import names
+from .jobs import Job
 from .model import Model
 from .requests import SequenceId
 
-if TYPE_CHECKING:
-    from .batcher import Work
-
 LaneKey = tuple[str, SequenceId]
+
+_ENDED = "has ended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,28 +55,34 @@ class SequenceSettings:
             raise ValueError(f"remembered is {self.remembered}; accepted: at least 0")
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Lane:
     """One sequence.
 
     Attributes:
         key: the model's name and the sequence's id.
-        model: the model that the states belong to.
-        states: batch-first states of one row by input name, empty at the initial value; None while not running, as
-            before its first step is done.
-        steps: steps that wait or run, in order of arrival; only the first may run.
+        model: the model that the state belongs to.
+        started: when its first step was done.
         last_used: when a step was last done.
+        slot: where its state is; None while not running, as before its first step is done.
+        jobs: steps that wait or run, in order of arrival; only the first may run.
     """
 
     key: LaneKey
     model: Model
+    started: float
     last_used: float
-    states: Mapping[str, Array] | None = None
-    steps: "deque[Work]" = field(default_factory=deque)
+    slot: int | None = None
+    jobs: list[Job] = field(default_factory=list)  # a deque would take more memory than most states do
+
+    @property
+    def running(self) -> bool:
+        """Whether a step of it is done and it has not ended."""
+        return self.slot is not None
 
     def __repr__(self) -> str:
-        state = "not running" if self.states is None else "running"
-        return f"<Lane {self.key[1]!r} of {self.key[0]!r}: {state}, {len(self.steps)} steps>"
+        state = "running" if self.running else "not running"
+        return f"<Lane {self.key[1]!r} of {self.key[0]!r}: {state}, {len(self.jobs)} steps>"
 
 
 class SequenceTable:
@@ -94,7 +107,8 @@ class SequenceTable:
         """Return the lane of an id.
 
         Raises:
-            SequenceNotFoundError: there is none; the message says whether it never started, ended or was evicted.
+            SequenceNotFoundError: there is none; the message says whether it never started or was evicted.
+            SequenceEndedError: it has ended.
         """
         lane = self._lanes.get((model.name, sequence_id))
         if lane is None:
@@ -117,31 +131,32 @@ class SequenceTable:
         lane = self._lanes.get(key)
         if lane is None:
             self._make_room()
-            lane = self._lanes[key] = Lane(key=key, model=model, last_used=now)
+            lane = self._lanes[key] = Lane(key=key, model=model, started=now, last_used=now)
         return lane
 
-    def begin(self, lane: Lane, model: Model, *, start: bool, given: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Return the states that a lane's next step starts from; the lane does not change.
+    def begin(self, lane: Lane, model: Model, *, start: bool, given: Iterable[str]) -> int | None:
+        """Return the slot that a lane's next step starts from, None for a new state; the lane does not change.
 
         Args:
             lane: the lane, whose earlier steps are done.
             model: the model that the step asks for.
             start: the step starts the sequence.
-            given: states that the step gives.
+            given: names of the states that the step gives.
 
         Raises:
             SequenceNotFoundError: the sequence is not running and the step does not start it.
+            SequenceEndedError: the same, because it has ended.
             SequenceExistsError: the sequence is running, the step starts it, and that is refused.
             InvalidRequestError: the step gives a state inside the sequence, or asks for another version.
         """
         if start:
-            if lane.states is not None and self.settings.on_restart == "refuse":
+            if lane.running and self.settings.on_restart == "refuse":
                 raise SequenceExistsError(
                     f"sequence {lane.key[1]!r} of model {lane.key[0]!r} is running; accepted: sequence_start for an id "
                     "that is not running"
                 )
-            return {}
-        if lane.states is None:
+            return None
+        if lane.slot is None:
             raise self._not_found(lane.key)
         if model is not lane.model:
             raise InvalidRequestError(
@@ -152,34 +167,41 @@ class SequenceTable:
             raise InvalidRequestError(
                 f"state {names(given)} is given inside sequence {lane.key[1]!r}; accepted: with sequence_start only"
             )
-        return lane.states
+        return lane.slot
 
-    def advance(self, lane: Lane, model: Model, states: Mapping[str, Array], now: float) -> None:
-        """Set a lane's states after a step."""
+    def advance(self, lane: Lane, model: Model, slot: int, now: float, *, start: bool = False) -> None:
+        """Set where a lane's state is after a step; what was there before is let go of."""
+        if lane.slot is not None and (lane.slot != slot or lane.model is not model):
+            lane.model.free(lane.slot)
+        if start or lane.slot is None:
+            lane.started = now
+            self._past.pop(lane.key, None)
         lane.model = model
-        lane.states = states
+        lane.slot = slot
         lane.last_used = now
-        self._past.pop(lane.key, None)
         self._lanes.move_to_end(lane.key)
 
     def end(self, lane: Lane) -> None:
         """Stop a lane whose last step is done."""
-        lane.states = None
-        self._remember(lane.key, "has ended")
+        self._stop(lane)
+        self._remember(lane.key, _ENDED)
         self.release(lane)
 
     def release(self, lane: Lane) -> None:
         """Forget a lane that neither runs nor has steps to do."""
-        if lane.states is None and not lane.steps and self._lanes.get(lane.key) is lane:
+        if not lane.running and not lane.jobs and self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
 
     def evict_idle(self, now: float) -> None:
         """Evict the sequences whose idle limit has passed."""
-        for lane in list(self._lanes.values()):
+        late = []
+        for lane in self._lanes.values():
             if lane.last_used + self.settings.idle_seconds > now:
                 break
-            if not lane.steps:
-                self._evict(lane, f"was evicted after {self.settings.idle_seconds:g} s without a step")
+            if not lane.jobs:
+                late.append(lane)
+        for lane in late:
+            self._evict(lane, f"was evicted after {self.settings.idle_seconds:g} s without a step")
 
     def next_eviction(self) -> float | None:
         """Return the moment at which the next idle limit may pass."""
@@ -189,7 +211,7 @@ class SequenceTable:
     def _make_room(self) -> None:
         if len(self._lanes) < self.settings.maximum:
             return
-        lane = next((each for each in self._lanes.values() if not each.steps), None)
+        lane = next((each for each in self._lanes.values() if not each.jobs), None)
         if lane is None:
             raise QueueFullError(
                 f"{len(self._lanes)} sequences are running and all have waiting steps; accepted: at most "
@@ -199,8 +221,13 @@ class SequenceTable:
 
     def _evict(self, lane: Lane, reason: str) -> None:
         del self._lanes[lane.key]
-        lane.states = None
+        self._stop(lane)
         self._remember(lane.key, reason)
+
+    def _stop(self, lane: Lane) -> None:
+        if lane.slot is not None:
+            lane.model.free(lane.slot)
+            lane.slot = None
 
     def _remember(self, key: LaneKey, reason: str) -> None:
         self._past[key] = reason
@@ -208,11 +235,10 @@ class SequenceTable:
         while len(self._past) > self.settings.remembered:
             self._past.popitem(last=False)
 
-    def _not_found(self, key: LaneKey) -> SequenceNotFoundError:
+    def _not_found(self, key: LaneKey) -> ServingError:
         reason = self._past.get(key, "was never started")
-        return SequenceNotFoundError(
-            f"sequence {key[1]!r} of model {key[0]!r} {reason}; accepted: sequence_start with its first step"
-        )
+        kind = SequenceEndedError if reason == _ENDED else SequenceNotFoundError
+        return kind(f"sequence {key[1]!r} of model {key[0]!r} {reason}; accepted: sequence_start with its first step")
 
 
 def check_recurrent(model: Model) -> None:

@@ -38,6 +38,7 @@ _STATUSES: dict[type[ServingError], Status] = {
     errors.InvalidRequestError: Status.INVALID_ARGUMENT,
     errors.NotFoundError: Status.NOT_FOUND,
     errors.SequenceExistsError: Status.ALREADY_EXISTS,
+    errors.PreconditionError: Status.FAILED_PRECONDITION,
     errors.UnavailableError: Status.UNAVAILABLE,
     errors.QueueFullError: Status.RESOURCE_EXHAUSTED,
     errors.DeadlineExceededError: Status.DEADLINE_EXCEEDED,

@@ -53,11 +53,19 @@ class ModelNotFoundError(NotFoundError):
 
 
 class SequenceNotFoundError(NotFoundError):
-    """There is no running sequence of that id; the message says whether it never started, ended or was evicted."""
+    """There is no running sequence of that id; the message says whether it never started or was evicted."""
 
 
 class SequenceExistsError(ServingError):
     """A sequence was started while one of the same id is running, where that is refused."""
+
+
+class PreconditionError(ServingError):
+    """The request would be right at another point of its sequence."""
+
+
+class SequenceEndedError(PreconditionError):
+    """A step came for a sequence after the step that ended it."""
 
 
 class UnavailableError(ServingError):

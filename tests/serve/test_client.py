@@ -12,6 +12,7 @@ from cellport.errors import (
     DeadlineExceededError,
     InvalidRequestError,
     NotFoundError,
+    PreconditionError,
     UnavailableError,
 )
 from cellport.serve import AsyncClient, Client, Server
@@ -70,7 +71,7 @@ def test_a_sequence_is_started_by_its_first_step_and_ended_by_its_context(client
         np.testing.assert_allclose(answer["last"], whole["last"], atol=1e-5)
         other = client.sequence("lstm")
         assert other.id != sequence.id
-    with pytest.raises(NotFoundError, match="sequence 700 of model 'lstm' has ended"):
+    with pytest.raises(PreconditionError, match="sequence 700 of model 'lstm' has ended"):
         client.send(_step(700))
 
 
@@ -113,7 +114,7 @@ def test_a_stream_of_one_sequence_answers_in_order_and_ends_it(client: Client) -
     answers = list(client.stream("lstm", steps, ["last"], sequence=701))
     assert [each.index for each in answers] == list(range(6))
     np.testing.assert_allclose(answers[-1].outputs["last"], client.infer("lstm", {"tokens": tokens})["last"], atol=1e-5)
-    with pytest.raises(NotFoundError, match="has ended"):
+    with pytest.raises(PreconditionError, match="has ended"):
         client.send(_step(701))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 
-from cellport.errors import RequestCancelledError, SequenceNotFoundError
+from cellport.errors import RequestCancelledError, SequenceEndedError, SequenceNotFoundError
 from cellport.serve import Engine, Server
 from cellport.serve.requests import Control, Reply, Request
 
@@ -36,7 +36,7 @@ def submit(engine: Engine, name: int, event: Event, left: threading.Semaphore) -
     control = Control(id=name, start=event.start, end=event.end)
     try:
         return engine.submit(Request(model="lstm", inputs={"tokens": event.tokens}, control=control), done)
-    except SequenceNotFoundError as error:
+    except (SequenceEndedError, SequenceNotFoundError) as error:
         done(error)
         return None
 
@@ -51,7 +51,7 @@ def check(engine: Engine, events: list[Event]) -> int:
         if event.start:
             history = np.zeros((1, 0), np.int64)
         if history is None:
-            assert isinstance(event.outcome, SequenceNotFoundError)
+            assert isinstance(event.outcome, SequenceEndedError | SequenceNotFoundError)
             continue
         assert isinstance(event.outcome, Reply), event.outcome
         history = np.concatenate([history, event.tokens], axis=1)

@@ -11,7 +11,13 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
-from cellport.errors import InvalidRequestError, QueueFullError, SequenceExistsError, SequenceNotFoundError
+from cellport.errors import (
+    InvalidRequestError,
+    QueueFullError,
+    SequenceEndedError,
+    SequenceExistsError,
+    SequenceNotFoundError,
+)
 from cellport.serve import (
     Engine,
     EngineSettings,
@@ -20,10 +26,10 @@ from cellport.serve import (
     Server,
     ServerSettings,
 )
-from cellport.serve.batcher import Work
+from cellport.serve.jobs import Job
 from cellport.serve.sequences import SequenceTable
 
-from .test_batching import busy
+from .test_engine import busy
 from .wire import tokens_of, triton_input
 
 Triton = triton_grpc.InferenceServerClient
@@ -36,7 +42,7 @@ def model(folder: Path) -> Model:
 
 def start(table: SequenceTable, model: Model, name: int, now: float = 0.0) -> Any:
     lane = table.open(model, name, now)
-    table.advance(lane, model, {}, now)
+    table.advance(lane, model, model.slots.take(), now)
     return lane
 
 
@@ -48,10 +54,10 @@ def test_a_sequence_that_never_started_is_told_so(model: Model) -> None:
 def test_a_sequence_that_has_ended_is_told_so_until_it_starts_again(model: Model) -> None:
     table = SequenceTable(SequenceSettings())
     table.end(start(table, model, 1))
-    with pytest.raises(SequenceNotFoundError, match="has ended"):
+    with pytest.raises(SequenceEndedError, match="has ended"):
         table.get(model, 1)
     start(table, model, 1)
-    assert table.get(model, 1).states == {}
+    assert table.get(model, 1).running
 
 
 def test_a_sequence_is_evicted_when_its_idle_limit_passes(model: Model) -> None:
@@ -71,7 +77,7 @@ def test_the_least_recently_used_sequence_makes_room_for_a_new_one(model: Model)
     table = SequenceTable(SequenceSettings(maximum=2))
     first = start(table, model, 1)
     start(table, model, 2)
-    table.advance(first, model, {}, now=1)
+    table.advance(first, model, first.slot, now=1)
     start(table, model, 3)
     assert table.get(model, 1) is first
     with pytest.raises(SequenceNotFoundError, match="evicted to make room; at most 2 sequences are held"):
@@ -81,7 +87,7 @@ def test_the_least_recently_used_sequence_makes_room_for_a_new_one(model: Model)
 def test_a_sequence_with_waiting_steps_is_not_evicted(model: Model) -> None:
     table = SequenceTable(SequenceSettings(maximum=1, idle_seconds=1))
     lane = start(table, model, 1)
-    lane.steps.append(Work(model=model, bound=None, done=lambda _: None))
+    lane.jobs.append(Job(model=model, bound=None, done=lambda _: None))
     table.evict_idle(100)
     with pytest.raises(QueueFullError, match="1 sequences are running and all have waiting steps"):
         table.open(model, 2, 100)
@@ -94,7 +100,7 @@ def test_only_a_bounded_number_of_past_sequences_is_remembered(model: Model) -> 
         table.end(start(table, model, name))
     with pytest.raises(SequenceNotFoundError, match="never started"):
         table.get(model, 1)
-    with pytest.raises(SequenceNotFoundError, match="has ended"):
+    with pytest.raises(SequenceEndedError, match="has ended"):
         table.get(model, 3)
 
 
@@ -129,10 +135,10 @@ def test_a_sequence_by_unary_calls_in_chunks_equals_one_pass(triton: Triton) -> 
     np.testing.assert_allclose(parts[-1].as_numpy("last"), whole.as_numpy("last"), atol=1e-5)
 
 
-def test_a_step_after_the_end_is_not_found_and_told_that_it_ended(triton: Triton) -> None:
+def test_a_step_after_the_end_is_refused_and_told_that_it_ended(triton: Triton) -> None:
     step(triton, [[1]], 51, sequence_start=True, sequence_end=True)
     status, message = refusal(triton, [[1]], 51)
-    assert status == "StatusCode.NOT_FOUND"
+    assert status == "StatusCode.FAILED_PRECONDITION"
     assert "sequence 51 of model 'lstm' has ended" in message
 
 
@@ -151,7 +157,7 @@ def test_a_step_sent_while_the_end_waits_is_told_the_same_as_one_sent_later(fold
         assert [outcomes.get(timeout=60)[1] for _ in range(2)] == [None, None]
         queued = outcomes.get(timeout=60)[1]
         assert "sequence 58 of model 'lstm' has ended; accepted: sequence_start with its first step" in str(queued)
-        assert refusal(triton, [[1]], 58) == ("StatusCode.NOT_FOUND", queued.message())
+        assert refusal(triton, [[1]], 58) == ("StatusCode.FAILED_PRECONDITION", queued.message())
         triton.stop_stream()
         triton.close()
 
@@ -244,7 +250,7 @@ def test_a_sequence_in_this_process_steps_shows_its_state_forks_and_ends(server:
         np.testing.assert_allclose(fork.state()["h"], whole["h_out"], atol=1e-5)
         fork.end()
     for each in (fork, sequence):
-        with pytest.raises(SequenceNotFoundError, match="has ended"):
+        with pytest.raises(SequenceEndedError, match="has ended"):
             each.step({"tokens": np.array([0])})
 
 

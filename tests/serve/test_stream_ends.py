@@ -12,13 +12,13 @@ import pytest
 
 from cellport.protos.inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from cellport.serve import AsyncEngine, Engine, EngineSettings, Server, ServerSettings
-from cellport.serve.batcher import Work
 from cellport.serve.calls import CallContext, Lifecycle
 from cellport.serve.exchange import MAXIMUM_BYTES, write_request
 from cellport.serve.inference import InferenceCalls
+from cellport.serve.jobs import Job
 from cellport.serve.requests import Control
 
-from .test_batching import busy
+from .test_engine import busy
 from .wire import tokens_of
 
 WAIT = 60
@@ -127,10 +127,10 @@ class _Watched(Engine):
         self.cancelled: list[int] = []
         super().__init__(folder, EngineSettings(workers=1))
 
-    def cancel(self, work: Work, error: Exception) -> bool:
-        if work.bound is not None:
-            self.cancelled.append(int(work.bound.inputs["tokens"][0, 0]))
-        return super().cancel(work, error)
+    def cancel(self, job: Job, error: Exception) -> bool:
+        if job.bound is not None:
+            self.cancelled.append(int(job.bound.inputs["tokens"][0, 0]))
+        return super().cancel(job, error)
 
 
 async def test_a_stream_that_is_left_drops_the_last_step_of_a_sequence_first(folder: Path) -> None:

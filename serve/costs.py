@@ -1,0 +1,151 @@
+"""What a run of a model costs: seconds as a function of rows and steps, measured when it is loaded and ever after.
+
+A run takes a fixed time and, for each step, a time that grows with the rows: hardly at first, where the machine waits
+for memory, and in proportion from where it is full of arithmetic. Both are kept for rows of powers of two.
+"""
+
+import bisect
+from collections.abc import Callable, Sequence
+
+from .slots import powers_of_two
+
+_STEPS = 17
+"""Steps of the longer of two runs whose difference is the time of a step."""
+
+_WEIGHT = 0.1
+"""Weight of the newest run in the correction; a machine that is shared has outliers."""
+
+_LIMITS = 0.25, 4.0
+"""Least and greatest factor that one run may stand for in the correction."""
+
+_ENOUGH = 1.25
+"""How many times the least time a row may take, for its run to be efficient."""
+
+_FIXED, _STEP, _ROW = 50e-6, 20e-6, 2e-6
+"""Seconds of a run, of a step and of a row in a step, of a model that nobody has measured."""
+
+
+class CostModel:
+    """The time of a run.
+
+    Args:
+        maximum: the most rows that it is asked for in earnest; beyond, time is taken to grow in proportion.
+
+    Attributes:
+        enough: rows from which on more of them hardly make a run more efficient.
+        measured: whether the figures come from the model itself, and are not the first guess.
+    """
+
+    def __init__(self, maximum: int = 64) -> None:
+        self._rows = powers_of_two(maximum)
+        self._fixed = [_FIXED] * len(self._rows)
+        self._step = [_STEP + rows * _ROW for rows in self._rows]
+        self.enough = 1
+        self.measured = False
+
+    def __repr__(self) -> str:
+        told = ", ".join(
+            f"{rows}: {fixed * 1e6:.0f} + {step * 1e6:.1f} a step"
+            for rows, fixed, step in zip(self._rows, self._fixed, self._step, strict=True)
+        )
+        return f"<CostModel of microseconds by rows: {told}>"
+
+    def step_seconds(self, rows: int) -> float:
+        """Return the time of one step of `rows` rows."""
+        return self._at(self._step, rows)
+
+    def seconds(self, rows: int, steps: int) -> float:
+        """Return the time of a run of `rows` rows and `steps` steps."""
+        return self._at(self._fixed, rows) + steps * self._at(self._step, rows)
+
+    def measure(self, run: Callable[[int, int], float | None], *, timed: bool) -> None:
+        """Measure the model.
+
+        Args:
+            run: runs it with some rows and steps and returns the seconds; None once no time is left for measuring.
+            timed: it has a time axis.
+        """
+        for index, rows in enumerate(self._rows):
+            short = run(rows, 1)
+            long = run(rows, _STEPS) if timed and short is not None else short
+            if short is None or long is None:
+                self._extend(index)
+                break
+            step = max((long - short) / (_STEPS - 1), 1e-7) if timed else short
+            self._step[index], self._fixed[index] = step, max(short - step, 0.0) if timed else 0.0
+            self.measured = True
+        each = [
+            (fixed + _STEPS * step) / rows
+            for rows, fixed, step in zip(self._rows, self._fixed, self._step, strict=True)
+        ]
+        self.enough = next(rows for rows, found in zip(self._rows, each, strict=True) if found <= _ENOUGH * min(each))
+
+    def observe(self, rows: int, steps: int, seconds: float) -> None:
+        """Correct the figures by a run that took place."""
+        expected = self.seconds(rows, steps)
+        factor = min(max(seconds / expected, _LIMITS[0]), _LIMITS[1]) ** _WEIGHT
+        near = bisect.bisect_left(self._rows, rows)
+        for index in {max(near - 1, 0), min(near, len(self._rows) - 1)}:
+            self._fixed[index] *= factor
+            self._step[index] *= factor
+
+    def _extend(self, known: int) -> None:
+        """Carry the last measured figures on to the rows that were not reached, in proportion."""
+        if known:
+            for index in range(known, len(self._rows)):
+                self._fixed[index] = self._fixed[known - 1]
+                self._step[index] = self._step[known - 1] * self._rows[index] / self._rows[known - 1]
+
+    def _at(self, figures: Sequence[float], rows: int) -> float:
+        known = self._rows
+        if rows >= known[-1]:
+            return figures[-1] * rows / known[-1]
+        index = bisect.bisect_right(known, rows)
+        low, high = known[index - 1], known[index]
+        part = (rows - low) / (high - low)
+        return figures[index - 1] * (1 - part) + figures[index] * part
+
+
+def best_chunk(remaining: Sequence[tuple[int, int]], costs: CostModel, *, limit: float) -> int:
+    """Return for how many steps rows of different remaining lengths are best run together.
+
+    The one that does most of the wanted steps in a second: a short chunk pays the fixed time of a run more often, and a
+    long one computes padding for the rows that end in it. Rows of one length are run to their end, within the limit.
+
+    Args:
+        remaining: for each request, its rows and the steps that they still have to do.
+        costs: of the model.
+        limit: seconds that a run may take, so that others can join and leave; overstepped only where a run would
+            otherwise be mostly its fixed time.
+
+    Returns:
+        Steps, at least 1.
+    """
+    rows = sum(each[0] for each in remaining)
+    step = costs.step_seconds(rows)
+    fixed = costs.seconds(rows, 0)
+    longest = max(steps for _, steps in remaining)
+    most = max(1, min(longest, int(max(limit - fixed, 4 * fixed) / step)))
+    shortest = min(steps for _, steps in remaining)
+    if shortest >= most:
+        return most
+    best, speed = most, 0.0
+    ended, alive = 0, rows  # steps of the rows that end before the candidate, and the rows that do not
+    ordered = sorted(remaining, key=_steps)
+    for index, (count, steps) in enumerate(ordered):
+        chunk = min(steps, most)
+        useful = ended + alive * chunk
+        found = useful / (fixed + chunk * step)
+        if found >= speed:
+            best, speed = chunk, found
+        if steps >= most:
+            break
+        ended += count * steps
+        alive -= count
+        if index + 1 == len(ordered):
+            break
+    return max(best, 1)
+
+
+def _steps(each: tuple[int, int]) -> int:
+    return each[1]

@@ -1,0 +1,174 @@
+"""What the scheduler handles: jobs, the parts of them that one run does, and what becomes of them."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from .codec import Array
+from .contract import Bound
+from .model import Model
+from .requests import Control, Reply
+
+if TYPE_CHECKING:
+    from .sequences import Lane
+
+Outcome = Reply | Exception
+
+
+@dataclass(kw_only=True, eq=False, slots=True)
+class Place:
+    """A row's place in its sequence.
+
+    Attributes:
+        lane: the sequence.
+        start: the row's steps start it.
+        end: they end it.
+    """
+
+    lane: "Lane"
+    start: bool = False
+    end: bool = False
+
+
+@dataclass(kw_only=True, eq=False, slots=True, weakref_slot=True)
+class Job:
+    """One accepted request on its way.
+
+    Attributes:
+        model: the model that runs it.
+        bound: the checked request; None for the end of a sequence without a step, and once the job is done.
+        done: called once with its outcome, outside of any lock.
+        deadline: moment after which it is dropped, if it is not done and no chunk of it runs.
+        priority: a smaller number runs first.
+        control: what the request says of its sequence.
+        places: for each row, its place in a sequence; empty outside of sequences.
+        number: its place in the order of arrival.
+        key: what jobs have in common that may share a run.
+        size: bytes of its tensors.
+        steps: how many steps it takes, the longest of its rows; 1 if there is no time axis.
+        position: how many steps of it are done.
+        slots: for each row, where its state after `position` steps is; empty as long as it is where the job began.
+        results: its outputs, as far as they are known.
+        blocked: rows whose sequences have earlier steps to do.
+        dropped: why it is dropped as soon as its chunk has run.
+        last: the chunk that runs is its last.
+        phase: where it is.
+    """
+
+    model: Model
+    bound: Bound | None
+    done: Callable[[Outcome], None]
+    deadline: float | None = None
+    priority: int = 1
+    control: Control | None = None
+    places: Sequence[Place] = ()
+    number: int = 0
+    key: Hashable = None
+    size: int = 0
+    steps: int = 1
+    position: int = 0
+    slots: list[int] = field(default_factory=list)
+    results: dict[str, Array] = field(default_factory=dict)
+    blocked: int = 0
+    dropped: Exception | None = None
+    last: bool = False
+    phase: Literal["new", "waiting", "running", "done"] = "new"
+
+    def __post_init__(self) -> None:
+        if self.bound is not None:
+            lengths = self.bound.lengths
+            if lengths is not None:
+                self.steps = max(int(lengths.max(initial=0)), 1)
+            elif self.bound.time is not None:
+                self.steps = self.bound.time
+            self.size = sum(array.nbytes for array in self.bound.inputs.values())
+
+    @property
+    def rows(self) -> int:
+        """Rows that have steps left to do."""
+        bound = self.bound
+        assert bound is not None
+        if bound.rows == 1 or bound.lengths is None or not self.position:
+            return bound.rows
+        return int((bound.lengths > self.position).sum())
+
+    @property
+    def remaining(self) -> int:
+        """Steps left to do."""
+        return self.steps - self.position
+
+    def alive(self) -> list[int] | None:
+        """Return which rows have steps left to do; None for all. In the first chunk all take part."""
+        bound = self.bound
+        assert bound is not None
+        if bound.rows == 1 or bound.lengths is None or not self.position:
+            return None
+        found: list[int] = np.flatnonzero(bound.lengths > self.position).tolist()
+        return None if len(found) == bound.rows else found
+
+    def finish(self) -> None:
+        """Be done: whoever still holds the job does not hold its tensors."""
+        self.phase = "done"
+        self.bound = None
+        self.results = {}
+
+    def __repr__(self) -> str:
+        return f"<Job {self.number} of {self.model.name!r}: {self.phase}, {self.position} of {self.steps} steps>"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Part:
+    """What one run does of one job.
+
+    Attributes:
+        job: the job.
+        position: the first step.
+        steps: how many; 0 steps are valid of a row that is shorter still.
+        rows: which rows; None for all.
+        final: the job is done with it.
+        source: slots of the states that the rows start from; None for the initial values, or the request's own.
+        target: slots that the states are written to afterwards; None if nobody wants them.
+    """
+
+    job: Job
+    position: int
+    steps: int
+    rows: Sequence[int] | None
+    final: bool
+    source: Sequence[int] | None
+    target: Sequence[int] | None
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        if self.rows is not None:
+            return len(self.rows)
+        assert self.job.bound is not None
+        return self.job.bound.rows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Tick:
+    """One run.
+
+    Attributes:
+        model: what is run.
+        parts: what is run of each job.
+        steps: size of the time axis.
+        rows: how many rows.
+    """
+
+    model: Model
+    parts: Sequence[Part]
+    steps: int
+    rows: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Completion:
+    """An outcome to deliver."""
+
+    job: Job
+    outcome: Outcome

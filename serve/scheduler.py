@@ -1,0 +1,424 @@
+"""The scheduler: which requests run next, together, and for how many steps.
+
+A pure state machine: it has no clock, lock, thread or arithmetic on tensors, and `now` is an argument. Every change
+returns the completions that follow, which the engine delivers. The engine asks for a `Tick`, runs it, and says what
+came of it; between two ticks jobs join, leave, and are cut (docs/decisions/0017-cells-and-chunks.md).
+"""
+
+import heapq
+import itertools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from cellport.errors import DeadlineExceededError, QueueFullError, ServingError
+
+from .costs import best_chunk
+from .jobs import Completion, Job, Part, Place, Tick
+from .model import Model
+from .requests import Reply
+from .sequences import SequenceTable
+from .slots import INITIAL
+from .ticks import group_key
+
+_SEARCH = 4
+"""Requests that are passed over, for each row of a run, before the search for ones that fit is given up."""
+
+_DROPPED = 64
+"""Dropped requests that may lie in the queues beyond as many as wait, before the queues are cleared of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """Limits of batching.
+
+    Attributes:
+        queue: requests that may wait; a further one is refused.
+        queue_bytes: bytes of tensors that may wait; a further request is refused, unless it is the only one.
+        rows: rows of one run. A request that has more runs alone.
+        cut: run requests of a causal model in chunks, so that others can join and leave in between, and nothing is
+            padded that need not be. If not, or if the model cannot be cut, requests run whole.
+        padding: how many times larger than the requests' own steps a run of whole requests may be made by padding; so
+            that one long request does not make a hundred short ones as long as itself.
+        run_seconds: what a chunk may take, if others are to join and leave in between; longer only where the run would
+            otherwise be mostly its fixed costs.
+        default_priority: of a request that gives none; a smaller number runs first.
+    """
+
+    queue: int = 4096
+    queue_bytes: int = 2**30
+    rows: int = 64
+    cut: bool = True
+    padding: float = 1.25
+    run_seconds: float = 0.02
+    default_priority: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("queue", "queue_bytes", "rows", "padding", "default_priority"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 1")
+        if not self.run_seconds > 0:
+            raise ValueError(f"run_seconds is {self.run_seconds}; accepted: more than 0")
+
+
+@dataclass(eq=False, slots=True)
+class _Group:
+    """Waiting jobs that may share a run, the most urgent first."""
+
+    model: Model
+    cut: bool
+    heap: list[tuple[int, int, Job]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Shape:
+    """The size of a run: its rows, its longest time, and the steps that its requests gave."""
+
+    rows: int = 0
+    longest: int = 0
+    steps: int = 0
+
+
+class Scheduler:
+    """The waiting requests of all models.
+
+    Args:
+        settings: limits.
+        sequences: the running sequences.
+    """
+
+    def __init__(self, settings: BatchSettings, sequences: SequenceTable) -> None:
+        self.settings = settings
+        self.sequences = sequences
+        self._groups: dict[Hashable, _Group] = {}
+        self._waiting = 0
+        self._bytes = 0
+        self._dropped = 0
+        self._running = 0
+        self._numbers = itertools.count()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have been accepted, are not done, and of which nothing runs."""
+        return self._waiting
+
+    @property
+    def running(self) -> int:
+        """Runs that have been scheduled and not been completed."""
+        return self._running
+
+    def __repr__(self) -> str:
+        return (
+            f"<Scheduler {self._waiting} waiting in {len(self._groups)} groups, {self._running} runs, "
+            f"{self.sequences!r}>"
+        )
+
+    def check_room(self, size: int = 0) -> None:
+        """Refuse a request of `size` bytes that would be one too many.
+
+        Raises:
+            QueueFullError: as many requests or bytes wait as are accepted.
+        """
+        if self._waiting >= self.settings.queue:
+            raise QueueFullError(f"{self._waiting} requests are waiting; accepted: at most {self.settings.queue}")
+        if self._waiting and self._bytes + size > self.settings.queue_bytes:
+            raise QueueFullError(
+                f"{self._bytes} bytes of requests are waiting and {size} came; accepted: at most "
+                f"{self.settings.queue_bytes}"
+            )
+
+    def submit(self, job: Job) -> list[Completion]:
+        """Accept a request.
+
+        Raises:
+            QueueFullError: as many requests wait as are accepted.
+        """
+        self.check_room(job.size)
+        job.number = next(self._numbers)
+        if job.bound is not None:
+            cut = self.settings.cut and job.model.contract.cuts
+            job.key = group_key(job.model, job.bound, cut=cut, stateful=bool(job.places))
+        job.phase = "waiting"
+        self._waiting += 1
+        self._bytes += job.size
+        if not job.places:
+            self._push(job)
+            return []
+        for place in job.places:
+            if place.lane.jobs:
+                job.blocked += 1
+            place.lane.jobs.append(job)
+        return [] if job.blocked else self._begin(job)
+
+    def cancel(self, job: Job, error: Exception) -> tuple[bool, list[Completion]]:
+        """Drop a request that has not run to its end; return whether it will end with `error`.
+
+        One of which a chunk runs is dropped when the chunk is done; if that is its last, it is left alone.
+        """
+        if job.phase == "running" and not job.last and job.dropped is None:
+            job.dropped = error
+            return True, []
+        if job.phase != "waiting":
+            return False, []
+        if not job.blocked:  # a later step of a sequence is in no queue yet
+            self._dropped += 1
+        completions = self._drop(job, error)
+        if self._dropped > self._waiting + _DROPPED:
+            self._clear()
+        return True, completions
+
+    def cancel_all(self, error: Exception) -> list[Completion]:
+        """Drop every request that has not run to its end."""
+        completions = []
+        for job in [each for group in self._groups.values() for _, _, each in group.heap]:
+            for place in job.places:  # the last first: one that is free to begin would be queued again
+                for step in reversed(place.lane.jobs):
+                    completions += self.cancel(step, error)[1]
+            completions += self.cancel(job, error)[1]
+        return completions
+
+    def schedule(self, now: float, idle: int = 1) -> tuple[Tick | None, list[Completion]]:
+        """Take the most urgent request and what can share its run.
+
+        Args:
+            now: this moment.
+            idle: how many runs could begin now; the waiting requests are shared out among them.
+        """
+        completions: list[Completion] = []
+        while (key := self._most_urgent()) is not None:
+            group = self._groups[key]
+            jobs = self._take(group, now, idle, completions)
+            if not group.heap:
+                del self._groups[key]
+            if jobs:
+                return self._tick(group, jobs, now), completions
+        return None, completions
+
+    def complete(self, tick: Tick, failures: Sequence[Exception | None], now: float) -> list[Completion]:
+        """Record what became of each part of a run; a step that failed leaves its sequence where it was."""
+        self._running -= 1
+        completions: list[Completion] = []
+        for part, failure in zip(tick.parts, failures, strict=True):
+            job = part.job
+            job.position += part.steps
+            error = failure or (None if part.final else job.dropped)
+            if error is None and not part.final:
+                job.phase = "waiting"
+                self._waiting += 1
+                self._bytes += job.size
+                self._push(job)
+                continue
+            if error is None:
+                reply = Reply(model=job.model.name, version=job.model.version, outputs=job.results)
+                if job.places:
+                    self._advance(job, now)
+                completions.append(Completion(job, reply))
+            else:
+                completions.append(Completion(job, error))
+            completions += self._leave(job)
+        return completions
+
+    def _take(self, group: _Group, now: float, idle: int, completions: list[Completion]) -> list[Job]:
+        """Take jobs for one run out of a group."""
+        most = self._share(group, idle)
+        jobs: list[Job] = []
+        left: list[tuple[int, int, Job]] = []
+        shape = _Shape()
+        while group.heap:
+            item = group.heap[0]
+            job = item[2]
+            if job.phase != "waiting":
+                self._pop_dropped(group)
+                continue
+            if job.deadline is not None and job.deadline <= now:
+                heapq.heappop(group.heap)
+                completions += self._drop(job, _late(job))
+                continue
+            rows = job.rows
+            if (jobs and shape.rows + rows > most) or len(left) >= _SEARCH * self.settings.rows:
+                break
+            heapq.heappop(group.heap)
+            if not group.cut and jobs:
+                longest = max(shape.longest, job.steps)
+                steps = shape.steps + rows * job.steps
+                if (shape.rows + rows) * longest > self.settings.padding * steps:
+                    left.append(item)
+                    continue
+            shape.rows += rows
+            shape.longest = max(shape.longest, job.steps)
+            shape.steps += rows * job.steps
+            jobs.append(job)
+        for item in left:
+            heapq.heappush(group.heap, item)
+        return jobs
+
+    def _share(self, group: _Group, idle: int) -> int:
+        """Return how many rows one of `idle` runs takes: an even share, unless it would be too small to pay."""
+        if idle <= 1:
+            return self.settings.rows
+        even = -(-len(group.heap) // idle)
+        return max(1, min(self.settings.rows, max(even, group.model.costs.enough)))
+
+    def _tick(self, group: _Group, jobs: list[Job], now: float) -> Tick:
+        model = group.model
+        if group.cut:
+            chunk = self._chunk(model, jobs, now)
+        else:
+            chunk = max(job.steps for job in jobs)
+        parts = []
+        count = 0
+        for job in jobs:
+            job.phase = "running"
+            self._waiting -= 1
+            self._bytes -= job.size
+            part = self._part(job, min(chunk, job.remaining))
+            count += part.count
+            parts.append(part)
+        self._running += 1
+        return Tick(model=model, parts=parts, steps=chunk, rows=count)
+
+    def _chunk(self, model: Model, jobs: Sequence[Job], now: float) -> int:
+        """Return for how many steps jobs of a model that can be cut run together."""
+        if len(jobs) == 1 and jobs[0].remaining == 1:
+            return 1
+        remaining = [(job.rows, job.remaining) for job in jobs]
+        chunk = best_chunk(remaining, model.costs, limit=self.settings.run_seconds)
+        if not model.contract.pads:
+            # Nothing masks the padding, so nothing may be padded.
+            chunk = min(chunk, min(steps for _, steps in remaining))
+        rows = sum(count for count, _ in remaining)
+        for job in jobs:
+            # The chunk ends with the job, if the job would otherwise wait for it beyond its deadline.
+            if (
+                job.deadline is not None
+                and job.remaining < chunk
+                and now + model.costs.seconds(rows, chunk) > job.deadline
+            ):
+                chunk = job.remaining
+        return chunk
+
+    def _part(self, job: Job, steps: int) -> Part:
+        """Return what the next run does of a job, with slots for the states that it leaves."""
+        rows = job.alive()
+        final = steps == job.remaining
+        source: list[int] | None = None
+        if job.slots:
+            source = job.slots if rows is None else [job.slots[row] for row in rows]
+        elif job.places and not all(place.start for place in job.places):
+            source = [INITIAL if place.start else _slot(place) for place in job.places]
+        target: list[int] | None = None
+        if not final or job.places:
+            bound = job.bound
+            assert bound is not None
+            if not job.slots:
+                if final and source is not None and INITIAL not in source:
+                    target = source
+                else:
+                    job.slots = [job.model.slots.take() for _ in range(bound.rows)]
+            if target is None:
+                target = job.slots if rows is None else [job.slots[row] for row in rows]
+        job.last = final
+        return Part(job=job, position=job.position, steps=steps, rows=rows, final=final, source=source, target=target)
+
+    def _advance(self, job: Job, now: float) -> None:
+        """Move the sequences of a job that is done to the states after it."""
+        slots = job.slots or [_slot(place) for place in job.places]
+        job.slots = []
+        for place, slot in zip(job.places, slots, strict=True):
+            self.sequences.advance(place.lane, job.model, slot, now, start=place.start)
+            if place.end:
+                self.sequences.end(place.lane)
+
+    def _begin(self, job: Job) -> list[Completion]:
+        """Queue a job whose sequences have done their earlier steps; or end them, if that is all it asks for."""
+        given = job.bound.states if job.bound is not None else ()
+        try:
+            for place in job.places:
+                self.sequences.begin(place.lane, job.model, start=place.start, given=given)
+        except ServingError as error:
+            self._uncount(job)
+            return [Completion(job, error), *self._leave(job)]
+        if job.bound is not None:
+            self._push(job)
+            return []
+        self._uncount(job)
+        for place in job.places:
+            self.sequences.end(place.lane)
+        reply = Reply(model=job.model.name, version=job.model.version, outputs={})
+        return [Completion(job, reply), *self._leave(job)]
+
+    def _drop(self, job: Job, error: Exception) -> list[Completion]:
+        """Drop a job that waits."""
+        self._uncount(job)
+        return [Completion(job, error), *self._leave(job)]
+
+    def _uncount(self, job: Job) -> None:
+        self._waiting -= 1
+        self._bytes -= job.size
+
+    def _leave(self, job: Job) -> list[Completion]:
+        """Take a job that is done out of its sequences, and let those go on."""
+        for slot in job.slots:
+            job.model.free(slot)
+        job.slots = []
+        job.finish()
+        freed: list[Job] = []
+        for place in job.places:
+            lane = place.lane
+            first = lane.jobs[0] is job
+            lane.jobs.remove(job)
+            if lane.jobs and first:
+                lane.jobs[0].blocked -= 1
+                if not lane.jobs[0].blocked:
+                    freed.append(lane.jobs[0])
+            self.sequences.release(lane)
+        job.places = ()
+        completions = []
+        for each in freed:
+            if each.phase == "waiting" and not each.blocked:
+                completions += self._begin(each)
+        return completions
+
+    def _pop_dropped(self, group: _Group) -> None:
+        heapq.heappop(group.heap)
+        self._dropped -= 1
+
+    def _clear(self) -> None:
+        """Take the dropped requests out of all queues; each is paid for by its own cancellation."""
+        for key, group in list(self._groups.items()):
+            group.heap = [item for item in group.heap if item[2].phase == "waiting"]
+            heapq.heapify(group.heap)
+            if not group.heap:
+                del self._groups[key]
+        self._dropped = 0
+
+    def _push(self, job: Job) -> None:
+        cut = self.settings.cut and job.model.contract.cuts
+        # A job that shares no run with any other has a group of its own.
+        key = (id(job.model), job.key) if job.key is not None else (id(job),)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group(job.model, cut)
+        heapq.heappush(group.heap, (job.priority, job.number, job))
+
+    def _most_urgent(self) -> Hashable | None:
+        best: tuple[int, int] | None = None
+        found: Hashable | None = None
+        for key, group in list(self._groups.items()):
+            while group.heap and group.heap[0][2].phase != "waiting":
+                self._pop_dropped(group)
+            if not group.heap:
+                del self._groups[key]
+            elif best is None or group.heap[0][:2] < best:
+                best, found = group.heap[0][:2], key
+        return found
+
+
+def _slot(place: Place) -> int:
+    assert place.lane.slot is not None
+    return place.lane.slot
+
+
+def _late(job: Job) -> DeadlineExceededError:
+    if job.position:
+        return DeadlineExceededError(f"the deadline passed after {job.position} of {job.steps} steps")
+    return DeadlineExceededError("the deadline passed before the run")

@@ -1,0 +1,445 @@
+"""The scheduler alone: what runs together, for how many steps, and in which order; and what it forgets."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellport.errors import (
+    DeadlineExceededError,
+    InternalServingError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestCancelledError,
+    UnavailableError,
+)
+from cellport.serve import BatchSettings, Model
+from cellport.serve.costs import CostModel, best_chunk
+from cellport.serve.jobs import Job, Outcome, Place, Tick
+from cellport.serve.requests import Reply
+from cellport.serve.scheduler import Scheduler
+from cellport.serve.sequences import SequenceSettings, SequenceTable
+from cellport.serve.ticks import run_tick
+
+from .wire import tokens_of
+
+
+@pytest.fixture(scope="module")
+def lstm(folder: Path) -> Model:
+    return Model.load(folder / "lstm" / "2" / "model.onnx", name="lstm")
+
+
+@pytest.fixture(scope="module")
+def fussy(folder: Path) -> Model:
+    return Model.load(folder / "fussy" / "1" / "model.onnx", name="fussy")
+
+
+@pytest.fixture(scope="module")
+def sums(folder: Path) -> Model:
+    return Model.load(folder / "sums" / "1" / "model.onnx", name="sums")
+
+
+def job_of(model: Model, outputs: tuple[str, ...] = (), *, sequence: bool = False, **inputs: Any) -> Job:
+    return Job(model=model, bound=model.contract.bind(inputs, outputs, sequence=sequence), done=lambda _: None)
+
+
+def scheduler_of(**limits: Any) -> Scheduler:
+    return Scheduler(BatchSettings(**limits), SequenceTable(SequenceSettings()))
+
+
+def taken(scheduler: Scheduler, now: float = 0.0, idle: int = 1) -> list[Job]:
+    tick, _ = scheduler.schedule(now, idle)
+    return [] if tick is None else [part.job for part in tick.parts]
+
+
+def finish(scheduler: Scheduler, tick: Tick) -> dict[Job, Outcome]:
+    """Run a tick and return the outcomes that follow, by job."""
+    return {each.job: each.outcome for each in scheduler.complete(tick, run_tick(tick), 0.0)}
+
+
+def drain(scheduler: Scheduler) -> tuple[dict[Job, Outcome], list[Tick]]:
+    """Run all that waits; return the outcomes and the runs."""
+    outcomes: dict[Job, Outcome] = {}
+    ticks = []
+    while True:
+        tick, completions = scheduler.schedule(0.0)
+        outcomes.update({each.job: each.outcome for each in completions})
+        if tick is None:
+            return outcomes, ticks
+        ticks.append(tick)
+        outcomes.update(finish(scheduler, tick))
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.integers(1, 3),
+        st.integers(1, 30),
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from([(), ("tags",), ("last", "c_out"), ("last",)]),
+        st.integers(0, 2**32 - 1),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def drawn_job(model: Model, drawn: tuple[Any, ...]) -> Job:
+    rows, time, with_lengths, with_state, outputs, seed = drawn
+    random = np.random.default_rng(seed)
+    inputs: dict[str, Any] = {"tokens": random.integers(0, 50, (rows, time))}
+    if with_lengths:
+        inputs["lengths"] = random.integers(0, time + 1, rows)
+    if with_state:
+        inputs["h"] = random.normal(size=(rows, 1, 8)).astype(np.float32)
+    return job_of(model, outputs, **inputs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(REQUESTS, st.booleans())
+def test_requests_of_any_lengths_are_answered_together_as_alone(lstm: Model, drawn: list[Any], cut: bool) -> None:
+    """Cut or whole: outputs, states asked for, rows that end early, rows without a step, and states given."""
+    used = lstm.slots.used
+    scheduler = scheduler_of(cut=cut, rows=5, run_seconds=1e-9)
+    lstm.costs = CostModel()
+    jobs = [drawn_job(lstm, each) for each in drawn]
+    for job in jobs:
+        scheduler.submit(job)
+    together, _ = drain(scheduler)
+    for job, each in zip(jobs, drawn, strict=True):
+        whole = scheduler_of(cut=False)
+        alone = drawn_job(lstm, each)
+        whole.submit(alone)
+        expected, got = drain(whole)[0][alone], together[job]
+        assert isinstance(expected, Reply)
+        assert isinstance(got, Reply)
+        assert list(got.outputs) == list(expected.outputs)
+        for name, array in expected.outputs.items():
+            np.testing.assert_allclose(got.outputs[name], array, atol=1e-5, err_msg=name)
+    assert scheduler.waiting == scheduler.running == 0
+    assert lstm.slots.used == used
+
+
+def test_a_long_request_is_cut_and_others_join_and_leave_in_between(lstm: Model) -> None:
+    scheduler = scheduler_of(run_seconds=1e-9)
+    lstm.costs = CostModel()
+    long = job_of(lstm, tokens=tokens_of(40, 0))
+    scheduler.submit(long)
+    first, _ = scheduler.schedule(0.0)
+    assert first is not None
+    assert first.steps < 40
+    short = job_of(lstm, tokens=tokens_of(3, 1))
+    scheduler.submit(short)
+    assert finish(scheduler, first) == {}
+    second, _ = scheduler.schedule(0.0)
+    assert second is not None
+    assert [part.job for part in second.parts] == [long, short]
+    assert [part.position for part in second.parts] == [first.steps, 0]
+    outcomes = finish(scheduler, second)
+    assert set(outcomes) == ({short} if second.steps >= 3 else set())
+    outcomes.update(drain(scheduler)[0])
+    assert set(outcomes) == {long, short}
+
+
+def test_requests_of_one_length_run_whole(lstm: Model) -> None:
+    scheduler = scheduler_of()
+    for seed in range(5):
+        scheduler.submit(job_of(lstm, tokens=tokens_of(12, seed)))
+    _, ticks = drain(scheduler)
+    assert [(tick.rows, tick.steps) for tick in ticks] == [(5, 12)]
+
+
+def test_a_model_without_lengths_is_cut_where_the_shortest_ends(sums: Model) -> None:
+    scheduler = scheduler_of()
+    jobs = [job_of(sums, x=np.ones((1, length), np.float32)) for length in (3, 5, 3)]
+    for job in jobs:
+        scheduler.submit(job)
+    outcomes, ticks = drain(scheduler)
+    assert [(tick.rows, tick.steps) for tick in ticks] == [(3, 3), (1, 2)]
+    for job, length in zip(jobs, (3, 5, 3), strict=True):
+        reply = outcomes[job]
+        assert isinstance(reply, Reply)
+        np.testing.assert_array_equal(next(iter(reply.outputs.values())).ravel()[-1:], [length])
+
+
+def test_a_model_that_cannot_be_cut_batches_what_hardly_pads(folder: Path) -> None:
+    model = Model.load(folder / "acausal" / "1" / "model.onnx")
+    scheduler = scheduler_of()
+    jobs = [job_of(model, tokens=tokens_of(length, 0)) for length in (10, 50, 11)]
+    for job in jobs:
+        scheduler.submit(job)
+    _, ticks = drain(scheduler)
+    assert [[part.job for part in tick.parts] for tick in ticks] == [[jobs[0], jobs[2]], [jobs[1]]]
+
+
+def test_all_compatible_requests_are_taken_together(lstm: Model, fussy: Model) -> None:
+    scheduler = scheduler_of()
+    jobs = [job_of(lstm, tokens=tokens_of(length, 0)) for length in (7, 8, 9)]
+    other = job_of(fussy, tokens=np.array([[1]]))
+    for job in (jobs[0], other, jobs[1], jobs[2]):
+        scheduler.submit(job)
+    assert scheduler.waiting == 4
+    assert taken(scheduler) == jobs
+    assert taken(scheduler) == [other]
+    assert taken(scheduler) == []
+
+
+def test_what_waits_is_shared_out_among_idle_workers(lstm: Model) -> None:
+    lstm.costs = CostModel()
+    scheduler = scheduler_of()
+    for seed in range(40):
+        scheduler.submit(job_of(lstm, tokens=tokens_of(4, seed)))
+    assert [len(taken(scheduler, idle=2)), len(taken(scheduler, idle=1))] == [20, 20]
+
+
+def test_a_model_whose_axes_are_unknown_runs_one_request_at_a_time(tmp_path: Path) -> None:
+    import onnx
+    import onnx.parser
+
+    text = '<ir_version: 9, opset_import: ["" : 20]> sorts (float[length] x) => (float[length] y) { y = Neg(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "sorts.onnx")
+    model = Model.load(tmp_path / "sorts.onnx")
+    scheduler = scheduler_of()
+    jobs = [job_of(model, x=np.ones(2, np.float32)) for _ in range(2)]
+    for job in jobs:
+        scheduler.submit(job)
+    assert [taken(scheduler), taken(scheduler)] == [[jobs[0]], [jobs[1]]]
+
+
+def test_rows_are_bounded_and_a_larger_request_runs_alone(lstm: Model) -> None:
+    scheduler = scheduler_of(rows=4)
+    jobs = [job_of(lstm, tokens=tokens_of(2, 0, rows)) for rows in (3, 1, 1, 9, 2)]
+    for job in jobs:
+        scheduler.submit(job)
+    assert [taken(scheduler) for _ in range(4)] == [jobs[:2], jobs[2:3], jobs[3:4], jobs[4:]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.sampled_from([1.0, 1.5, 4.0]))
+def test_a_run_of_whole_requests_is_never_made_more_than_the_set_times_larger_by_padding(
+    lstm: Model, lengths: list[int], padding: float
+) -> None:
+    scheduler = scheduler_of(padding=padding, cut=False)
+    for length in lengths:
+        scheduler.submit(job_of(lstm, tokens=np.zeros((1, length), np.int64)))
+    found: list[int] = []
+    while jobs := taken(scheduler):
+        run = [job.steps for job in jobs]
+        assert len(run) * max(run) <= padding * sum(run)
+        found += run
+    assert sorted(found) == sorted(lengths)
+    assert scheduler.waiting == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 200)), min_size=1, max_size=20),
+    st.floats(1e-6, 1.0),
+)
+def test_no_other_chunk_does_more_wanted_steps_in_a_second(remaining: list[tuple[int, int]], limit: float) -> None:
+    costs = CostModel()
+    rows = sum(each[0] for each in remaining)
+
+    def speed(chunk: int) -> float:
+        wanted = sum(count * min(steps, chunk) for count, steps in remaining)
+        return wanted / costs.seconds(rows, chunk)
+
+    chunk = best_chunk(remaining, costs, limit=limit)
+    longest = max(steps for _, steps in remaining)
+    assert 1 <= chunk <= longest
+    fixed = costs.seconds(rows, 0)
+    allowed = [
+        each for each in range(1, longest + 1) if costs.seconds(rows, each) - fixed <= max(limit - fixed, 4 * fixed)
+    ]
+    assert speed(chunk) >= max(speed(each) for each in [1, *allowed]) * (1 - 1e-9)
+
+
+def test_costs_are_corrected_by_the_runs_that_take_place() -> None:
+    costs = CostModel()
+    before = costs.seconds(8, 10)
+    for _ in range(100):
+        costs.observe(8, 10, 3 * before)
+    assert costs.seconds(8, 10) == pytest.approx(3 * before, rel=0.05)
+    assert costs.seconds(64, 10) == CostModel().seconds(64, 10)
+
+
+def test_costs_are_measured_at_some_rows_and_carried_on_to_more() -> None:
+    costs = CostModel(16)
+    costs.measure(lambda rows, steps: None if rows > 4 else 1e-4 + steps * 1e-5 * rows, timed=True)
+    assert costs.seconds(4, 9) == pytest.approx(1e-4 + 9 * 4e-5)
+    assert costs.seconds(3, 9) == pytest.approx(1e-4 + 9 * 3e-5)
+    assert costs.seconds(16, 9) == pytest.approx(1e-4 + 9 * 16e-5)
+    assert costs.enough == 2
+
+
+def test_a_chunk_ends_with_the_request_whose_deadline_is_near(lstm: Model) -> None:
+    lstm.costs = CostModel()
+    jobs = [job_of(lstm, tokens=tokens_of(length, 0)) for length in (100, 4, 100, 100)]
+    scheduler = scheduler_of(run_seconds=10.0)
+    for job in jobs:
+        scheduler.submit(job)
+    tick, _ = scheduler.schedule(0.0)
+    assert tick is not None
+    assert tick.steps == 100
+    scheduler = scheduler_of(run_seconds=10.0)
+    again = [job_of(lstm, tokens=tokens_of(length, 0)) for length in (100, 4, 100, 100)]
+    again[1].deadline = lstm.costs.seconds(4, 50)
+    for job in again:
+        scheduler.submit(job)
+    tick, _ = scheduler.schedule(0.0)
+    assert tick is not None
+    assert tick.steps == 4
+
+
+def test_urgent_requests_run_first_and_others_in_order_of_arrival(lstm: Model, fussy: Model) -> None:
+    scheduler = scheduler_of(rows=1)
+    jobs = [job_of(lstm, tokens=np.array([[1]])) for _ in range(3)] + [job_of(fussy, tokens=np.array([[1]]))]
+    for job, priority in zip(jobs, (2, 1, 2, 1), strict=True):
+        job.priority = priority
+        scheduler.submit(job)
+    assert [taken(scheduler)[0] for _ in range(4)] == [jobs[1], jobs[3], jobs[0], jobs[2]]
+
+
+def test_an_urgent_request_runs_between_the_chunks_of_a_long_one(lstm: Model, fussy: Model) -> None:
+    scheduler = scheduler_of(run_seconds=1e-9)
+    lstm.costs = CostModel()
+    long, urgent = job_of(lstm, tokens=tokens_of(100, 0)), job_of(fussy, tokens=np.array([[1]]))
+    urgent.priority = 1
+    long.priority = 2
+    scheduler.submit(long)
+    tick, _ = scheduler.schedule(0.0)
+    scheduler.submit(urgent)
+    assert tick is not None
+    assert finish(scheduler, tick) == {}
+    assert taken(scheduler) == [urgent]
+
+
+def test_a_full_queue_refuses_and_has_room_again_after_a_run(lstm: Model) -> None:
+    scheduler = scheduler_of(queue=2)
+    for _ in range(2):
+        scheduler.submit(job_of(lstm, tokens=np.array([[1]])))
+    with pytest.raises(QueueFullError, match="2 requests are waiting; accepted: at most 2"):
+        scheduler.submit(job_of(lstm, tokens=np.array([[1]])))
+    assert len(taken(scheduler)) == 2
+    scheduler.submit(job_of(lstm, tokens=np.array([[1]])))
+    assert repr(scheduler) == "<Scheduler 1 waiting in 1 groups, 1 runs, <SequenceTable []>>"
+
+
+def test_waiting_bytes_are_bounded_but_a_request_alone_is_taken(lstm: Model) -> None:
+    scheduler = scheduler_of(queue_bytes=100)
+    scheduler.submit(job_of(lstm, tokens=np.zeros((1, 50), np.int64)))
+    with pytest.raises(QueueFullError, match="400 bytes of requests are waiting and 8 came; accepted: at most 100"):
+        scheduler.submit(job_of(lstm, tokens=np.array([[1]])))
+    drain(scheduler)
+    scheduler.submit(job_of(lstm, tokens=np.array([[1]])))
+
+
+def test_a_request_whose_deadline_has_passed_is_dropped_when_its_turn_comes(lstm: Model) -> None:
+    scheduler = scheduler_of()
+    late, good = (job_of(lstm, tokens=np.array([[1]])) for _ in range(2))
+    late.deadline = 5.0
+    scheduler.submit(late)
+    scheduler.submit(good)
+    tick, completions = scheduler.schedule(now=5.0)
+    assert tick is not None
+    assert [part.job for part in tick.parts] == [good]
+    assert [each.job for each in completions] == [late]
+    assert isinstance(completions[0].outcome, DeadlineExceededError)
+
+
+def test_deadlines_and_cancellation_take_effect_between_chunks_and_leave_nothing(lstm: Model) -> None:
+    used = lstm.slots.used
+    scheduler = scheduler_of(run_seconds=1e-9)
+    lstm.costs = CostModel()
+    late, left = (job_of(lstm, tokens=tokens_of(100, seed)) for seed in range(2))
+    late.deadline = 1.0
+    for job in (late, left):
+        scheduler.submit(job)
+    tick, _ = scheduler.schedule(0.0)
+    assert tick is not None
+    error = RequestCancelledError("gone")
+    assert scheduler.cancel(left, error) == (True, [])
+    assert finish(scheduler, tick) == {left: error}
+    tick, completions = scheduler.schedule(2.0)
+    assert tick is None
+    assert f"after {late.position} of 100 steps" in str(completions[0].outcome)
+    assert (scheduler.waiting, lstm.slots.used) == (0, used)
+
+
+def test_what_leaves_the_scheduler_holds_its_tensors_no_longer(lstm: Model) -> None:
+    """Whichever way it leaves, and wherever in its sequence it stood; its caller may hold it for longer."""
+    table = SequenceTable(SequenceSettings())
+    scheduler = Scheduler(BatchSettings(), table)
+    lane = table.open(lstm, 1, 0.0)
+    slot = lstm.slots.take()
+    lstm.arena.write(slot, {})
+    table.advance(lane, lstm, slot, 0.0)
+    ran, late, alone, *steps = (job_of(lstm, tokens=np.array([[1]])) for _ in range(6))
+    late.deadline = 0.0
+    for step in steps:
+        step.places = [Place(lane=lane)]
+    for job in (ran, late, *steps):
+        scheduler.submit(job)
+    scheduler.cancel(steps[1], RequestCancelledError("cancelled"))
+    assert lane.jobs == [steps[0], steps[2]]
+    scheduler.cancel(steps[0], RequestCancelledError("cancelled"))
+    tick, _ = scheduler.schedule(now=0.0)
+    assert tick is not None
+    assert [part.job for part in tick.parts] == [ran, steps[2]]
+    finish(scheduler, tick)
+    scheduler.submit(alone)
+    scheduler.cancel_all(UnavailableError("closed"))
+    assert [each.bound for each in (ran, late, alone, *steps)] == [None] * 6
+    assert "<Scheduler 0 waiting" in repr(scheduler)
+    assert "[<Lane 1 of 'lstm': running, 0 steps>]" in repr(scheduler)
+    assert taken(scheduler) == []
+    table.end(lane)
+
+
+def test_cancelled_requests_behind_one_that_waits_are_forgotten(lstm: Model) -> None:
+    scheduler = scheduler_of()
+    first = job_of(lstm, tokens=np.array([[1]]))
+    scheduler.submit(first)
+    kept = []
+    for _ in range(1000):
+        job = job_of(lstm, tokens=np.array([[1]]))
+        kept.append(weakref.ref(job))
+        scheduler.submit(job)
+        scheduler.cancel(job, RequestCancelledError("cancelled"))
+        del job
+    assert sum(each() is not None for each in kept) < 100
+    assert taken(scheduler) == [first]
+
+
+def test_a_request_that_fails_its_run_does_not_fail_those_it_shared_it_with(fussy: Model) -> None:
+    scheduler = scheduler_of()
+    jobs = [job_of(fussy, tokens=np.array([each])) for each in ([1, 2], [9, 9])]
+    for job in jobs:
+        scheduler.submit(job)
+    outcomes, ticks = drain(scheduler)
+    assert len(ticks) == 1
+    good, bad = (outcomes[job] for job in jobs)
+    assert isinstance(good, Reply)
+    np.testing.assert_array_equal(good.outputs["values"], [[10, 20]])
+    assert isinstance(bad, InternalServingError)
+
+
+def test_values_outside_the_range_are_accepted_in_the_padding_and_never_reach_the_graph(lstm: Model) -> None:
+    tokens = np.array([[1, 2, 77], [3, -5, -5]])
+    lengths = np.array([2, 1])
+    clean = np.where(tokens > 49, 0, np.maximum(tokens, 0))
+    scheduler = scheduler_of()
+    jobs = [job_of(lstm, tokens=each, lengths=lengths) for each in (tokens, clean)]
+    for job in jobs:
+        scheduler.submit(job)
+    outcomes, _ = drain(scheduler)
+    ours, theirs = (outcomes[job] for job in jobs)
+    assert isinstance(ours, Reply)
+    assert isinstance(theirs, Reply)
+    np.testing.assert_allclose(ours.outputs["last"], theirs.outputs["last"], atol=1e-6)
+    np.testing.assert_array_equal(ours.outputs["tags"][1, 1:], 0)
+    with pytest.raises(InvalidRequestError, match=r"-5 at \[1, 1\]; accepted: 0 to 49"):
+        job_of(lstm, tokens=tokens, lengths=np.array([2, 2]))
