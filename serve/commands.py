@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellport.errors import InvalidRequestError
+from cellport.errors import CellportError, InvalidRequestError
 
 if TYPE_CHECKING:
     from cellport.manifest import Axes
@@ -49,9 +49,9 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from .batcher import BatchSettings
     from .engine import EngineSettings
     from .model import SessionSettings
-    from .scheduler import BatchSettings
     from .sequences import SequenceSettings
     from .server import Server, ServerSettings
 
@@ -71,6 +71,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             ),
         )
         server = Server(arguments.path, settings)
+    except CellportError:
+        raise
     except ValueError as error:
         print(f"cellport serve: {error}", file=sys.stderr)
         return 2
