@@ -49,9 +49,9 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from .batcher import BatchSettings
     from .engine import EngineSettings
     from .model import SessionSettings
+    from .scheduler import BatchSettings
     from .sequences import SequenceSettings
     from .server import Server, ServerSettings
 
