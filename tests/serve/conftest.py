@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc
 
-from cellport.serve import Client, Server
+from cellport.serve import Client, Server, ServerSettings
+from cellport.serve.server import Front
 
 from . import models
+
+FRONTS = ("grpcio", "envoy")
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +30,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session", params=FRONTS)
+def front(request: pytest.FixtureRequest) -> Front:
+    """What carries the calls; whatever a client is told must not depend on it."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def server(folder: Path) -> Iterator[Server]:
-    with Server(folder, port=0) as running:
+def server(folder: Path, front: Front) -> Iterator[Server]:
+    with Server(folder, ServerSettings(front=front), port=0) as running:
         yield running
 
 

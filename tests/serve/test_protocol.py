@@ -174,6 +174,7 @@ def test_unknown_models_and_versions_answer_not_found(triton: Triton) -> None:
         triton.is_model_ready("lstm", "9")
 
 
+@pytest.mark.parametrize("front", ["grpcio"], indirect=True)
 def test_a_server_may_share_an_engine_with_its_process(server: Server) -> None:
     with Server(server.engine, port=0) as second:
         connected = Triton(second.address)

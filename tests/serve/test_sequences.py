@@ -235,6 +235,7 @@ def test_an_idle_sequence_is_evicted_by_the_engines_clock(folder: Path) -> None:
             sequence.step({"tokens": np.array([1])})
 
 
+@pytest.mark.parametrize("front", ["grpcio"], indirect=True)
 def test_a_sequence_in_this_process_steps_shows_its_state_forks_and_ends(server: Server) -> None:
     engine = server.engine
     tokens = tokens_of(6, seed=8)
