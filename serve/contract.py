@@ -5,7 +5,8 @@ A request is batch-first in every tensor: where the graph has the batch axis els
 `cellport.serve.ticks` joins bound requests and moves the axes to where the graph has them.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,13 @@ from cellport.manifest import BATCH, TIME, Axes, InputSpec, Manifest, StateSpec
 
 from .codec import Array, datatype_of, dtype_of, names
 
+_PLANS = 1024
+"""Forms of requests whose checks are remembered."""
 
+_FEW = 64
+
+
+@functools.cache
 def batch_first(axes: Axes) -> Axes:
     """Return `axes` with the batch axis in front, as they are on the wire."""
     if BATCH not in axes:
@@ -23,7 +30,7 @@ def batch_first(axes: Axes) -> Axes:
     return (BATCH, *(axis for axis in axes if axis != BATCH))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Bound:
     """A request that fits its model.
 
@@ -46,6 +53,23 @@ class Bound:
     outputs: tuple[str, ...]
     squeeze: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Plan:
+    """What is known of a request by its names, element types and shapes.
+
+    `inputs` are names, which axis is left out, and the specification if there is a range that values are checked for.
+    """
+
+    rows: int
+    time: int | None
+    inputs: Sequence[tuple[str, int | None, InputSpec | None]]
+    states: Sequence[str]
+    lengths: str | None
+    outputs: tuple[str, ...]
+    squeeze: bool
+    sizes: Mapping[str, int]
 
 
 class Contract:
@@ -96,52 +120,88 @@ class Contract:
         self.pads = manifest.lengths is not None and all(
             isinstance(axis, int) or axis in known for each in manifest.outputs for axis in each.axes
         )
+        self._plans: dict[Hashable, _Plan] = {}
         self._lengths_name = manifest.lengths.name if manifest.lengths is not None else None
 
-    def bind(self, arrays: Mapping[str, Array], outputs: Sequence[str] = (), *, sequence: bool = False) -> Bound:
+    def bind(self, arrays: Mapping[str, Array], outputs: Sequence[str] = (), *, sequences: int = 0) -> Bound:
         """Check a request.
 
         Args:
             arrays: batch-first tensors by name: inputs, and states by their input names.
             outputs: names asked for; empty for every output that is not a state.
-            sequence: the request is a step of a sequence: it has one row, and may leave out the time axis.
+            sequences: of how many sequences the request holds steps, one row each; such a request may leave out the
+                time axis. 0 for a request outside of sequences.
 
         Raises:
             InvalidRequestError: the request does not fit the model; the message names the tensor, its value and what
                 is accepted.
         """
+        form = (sequences, tuple(outputs), *[(name, array.dtype, array.shape) for name, array in arrays.items()])
+        plan = self._plans.get(form)
+        if plan is None:
+            plan = self._plan(arrays, outputs, sequences)
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            self._plans[form] = plan
+        lengths = self._check_lengths(arrays[plan.lengths], plan.time) if plan.lengths else None
+        inputs: dict[str, Array] = {}
+        for name, at, spec in plan.inputs:
+            array = arrays[name]
+            if at is not None:
+                array = np.expand_dims(array, at)
+            inputs[name] = array if spec is None else self._check_range(spec, array, lengths)
+        return Bound(
+            rows=plan.rows,
+            time=plan.time,
+            inputs=inputs,
+            lengths=lengths,
+            states={name: arrays[name] for name in plan.states},
+            outputs=plan.outputs,
+            squeeze=plan.squeeze,
+            sizes=plan.sizes,
+        )
+
+    def _plan(self, arrays: Mapping[str, Array], outputs: Sequence[str], sequences: int) -> "_Plan":
+        """Check all of a request but its values."""
         self._check_names(arrays)
         sizes: dict[str, tuple[int, str]] = {}
-        squeeze = sequence and self._is_single_step(arrays)
-        inputs: dict[str, Array] = {}
+        squeeze = bool(sequences) and self._is_single_step(arrays)
+        inputs: list[tuple[str, int | None, InputSpec | None]] = []
         for name, spec in self.inputs.items():
             if name in arrays and spec.role != "lengths":
                 array = arrays[name]
                 axes = batch_first(spec.axes)
-                if squeeze and TIME in axes:
-                    array = np.expand_dims(array, axes.index(TIME)) if array.ndim == len(axes) - 1 else array
+                at = None
+                if squeeze and TIME in axes and array.ndim == len(axes) - 1:
+                    at = axes.index(TIME)
+                    array = np.expand_dims(array, at)
                 _check_tensor("input", name, array, spec.dtype, axes, sizes)
-                inputs[name] = array
-        states: dict[str, Array] = {}
-        for name, state in self.states.items():
-            if name in arrays:
-                _check_tensor("state", name, arrays[name], state.dtype, batch_first(state.axes), sizes)
-                states[name] = arrays[name]
+                inputs.append((name, at, spec if spec.range is not None else None))
+        states = [name for name in self.states if name in arrays]
+        for name in states:
+            state = self.states[name]
+            _check_tensor("state", name, arrays[name], state.dtype, batch_first(state.axes), sizes)
         rows = sizes[BATCH][0] if BATCH in sizes else 1
-        if sequence and rows != 1:
+        if sequences and rows != sequences:
+            if sequences == 1:
+                accepted = "1 row for a sequence id"
+            else:
+                accepted = f"{sequences}, one for each sequence id"
             raise InvalidRequestError(
-                f"input {sizes[BATCH][1]!r} has {rows} rows inside a sequence; accepted: 1 row for a sequence id"
+                f"input {sizes[BATCH][1]!r} has {rows} rows inside a sequence; accepted: {accepted}"
             )
         time = sizes[TIME][0] if TIME in sizes else None
-        lengths = self._read_lengths(arrays, rows, time, sizes)
-        for name in inputs:
-            inputs[name] = self._check_range(self.inputs[name], inputs[name], lengths)
-        return Bound(
+        lengths = self._lengths_name if self._lengths_name is not None and self._lengths_name in arrays else None
+        if lengths is not None:
+            _check_tensor("input", lengths, arrays[lengths], "int64", (BATCH,), sizes)
+            if arrays[lengths].shape[0] != rows:  # no other input has a batch axis
+                raise InvalidRequestError(f"input {lengths!r} has {arrays[lengths].shape[0]} rows; accepted: {rows}")
+        return _Plan(
             rows=rows,
             time=time,
             inputs=inputs,
-            lengths=lengths,
             states=states,
+            lengths=lengths,
             outputs=self._select(outputs),
             squeeze=squeeze,
             sizes={axis: size for axis, (size, _) in sizes.items() if axis not in (BATCH, TIME)},
@@ -187,23 +247,15 @@ class Contract:
         short = [name for name in timed if arrays[name].ndim == len(self.inputs[name].axes) - 1]
         return bool(timed) and len(short) == len(timed)
 
-    def _read_lengths(
-        self, arrays: Mapping[str, Array], rows: int, time: int | None, sizes: dict[str, tuple[int, str]]
-    ) -> Array | None:
-        name = self._lengths_name
-        if name is None or name not in arrays:
-            return None
-        lengths = arrays[name]
-        _check_tensor("input", name, lengths, "int64", (BATCH,), sizes)
+    def _check_lengths(self, lengths: Array, time: int | None) -> Array:
         limit = time if time is not None else 0
         wrong = np.flatnonzero((lengths < 0) | (lengths > limit))
         if wrong.size:
             row = int(wrong[0])
             raise InvalidRequestError(
-                f"input {name!r} has length {lengths[row]} for row {row}; accepted: 0 to {limit}, the time axis"
+                f"input {self._lengths_name!r} has length {lengths[row]} for row {row}; accepted: 0 to {limit}, the "
+                "time axis"
             )
-        if lengths.shape[0] != rows:  # no other input has a batch axis
-            raise InvalidRequestError(f"input {name!r} has {lengths.shape[0]} rows; accepted: {rows}")
         return lengths
 
     def _check_range(self, spec: InputSpec, array: Array, lengths: Array | None) -> Array:
@@ -211,7 +263,12 @@ class Contract:
         limits = spec.range
         if limits is None or not array.size:
             return array
-        if limits.minimum <= int(array.min()) and int(array.max()) <= limits.maximum:
+        if array.size <= _FEW:  # NumPy's reductions take longer to begin than this
+            values = array.ravel().tolist()
+            least, greatest = min(values), max(values)
+        else:
+            least, greatest = int(array.min()), int(array.max())
+        if limits.minimum <= least and greatest <= limits.maximum:
             return array
         outside = (array < limits.minimum) | (array > limits.maximum)
         if lengths is not None and TIME in spec.axes:

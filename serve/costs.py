@@ -18,6 +18,9 @@ _WEIGHT = 0.1
 _LIMITS = 0.25, 4.0
 """Least and greatest factor that one run may stand for in the correction."""
 
+_LEAST = 20e-6
+"""Seconds that a run takes at least besides its steps."""
+
 _ENOUGH = 1.25
 """How many times the least time a row may take, for its run to be efficient."""
 
@@ -72,7 +75,10 @@ class CostModel:
                 self._extend(index)
                 break
             step = max((long - short) / (_STEPS - 1), 1e-7) if timed else short
-            self._step[index], self._fixed[index] = step, max(short - step, 0.0) if timed else 0.0
+            fixed = max(short - step, _LEAST) if timed else 0.0
+            if index:  # more rows never take less; a measurement that says so was disturbed
+                step, fixed = max(step, self._step[index - 1]), max(fixed, self._fixed[index - 1])
+            self._step[index], self._fixed[index] = step, fixed
             self.measured = True
         each = [
             (fixed + _STEPS * step) / rows

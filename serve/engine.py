@@ -221,7 +221,7 @@ class Engine:
         bound = None
         if not ends_only:
             inputs = {name: np.asarray(value) for name, value in request.inputs.items()}
-            bound = model.contract.bind(inputs, request.outputs, sequence=control is not None)
+            bound = model.contract.bind(inputs, request.outputs, sequences=int(control is not None))
         if request.deadline is not None and request.deadline <= self.clock():
             raise deadline_error()
         return Job(

@@ -70,11 +70,10 @@ def group_key(model: Model, bound: Bound, *, cut: bool, stateful: bool) -> Hasha
 
 def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> None:
     contract = model.contract
+    started = time.perf_counter()
     feeds = _feeds(model, parts, steps)
     fetches = _fetches(contract, parts)
-    started = time.perf_counter()
     results = model.run(feeds, fetches)
-    seconds = time.perf_counter() - started
     _keep(model, parts, results, rows)
     start = 0
     for part in parts:
@@ -82,7 +81,7 @@ def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> None:
         _give(contract, part, results, start, stop)
         start = stop
     if fetches:
-        model.costs.observe(rows, steps, seconds)
+        model.costs.observe(rows, steps, time.perf_counter() - started)
 
 
 def _feeds(model: Model, parts: Sequence[Part], steps: int) -> dict[str, Array]:
@@ -257,7 +256,7 @@ def _pad(arrays: Sequence[Array], at: int, size: int, fill: int) -> Array:
     shape = list(first.shape)
     shape[0], shape[at] = sum(array.shape[0] for array in arrays), size
     value: object = b"" if first.dtype.kind in "OSU" else fill
-    joined = np.full(shape, value, first.dtype)
+    joined: Array = np.full(shape, value, first.dtype)
     start = 0
     inner = (slice(None),) * (at - 1)
     for array in arrays:
@@ -288,7 +287,8 @@ def _from_graph(array: Array, axes: Axes, start: int, stop: int) -> Array:
     if BATCH not in axes:
         return array
     at = axes.index(BATCH)
-    return array[start:stop] if at == 0 else np.moveaxis(array, at, 0)[start:stop]
+    first: Array = array if at == 0 else np.moveaxis(array, at, 0)
+    return first[start:stop]
 
 
 def _refusal(model: Model, error: Exception) -> Exception:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -31,6 +32,8 @@ def warm(model: Model, seconds: float) -> None:
     end = time.perf_counter() + seconds
 
     def run(rows: int, steps: int) -> float | None:
+        if rows > 1 and not (model.contract.splits and model.contract.rowwise):
+            return None
         inputs = example(model.contract, rows, steps)
         if inputs is None:
             return None
@@ -38,12 +41,9 @@ def warm(model: Model, seconds: float) -> None:
         for _ in range(_REPEATS):
             if time.perf_counter() >= end:
                 break
-            job = Job(model=model, bound=model.contract.bind(inputs), done=lambda _: None)
-            part = Part(job=job, position=0, steps=job.steps, rows=None, final=True, source=None, target=None)
-            started = time.perf_counter()
-            if run_tick(Tick(model=model, parts=[part], steps=job.steps, rows=rows)) != [None]:
+            taken = _once(model, inputs, rows)
+            if taken is None:
                 return None
-            taken = time.perf_counter() - started
             best = taken if best is None else min(best, taken)
         return best
 
@@ -51,6 +51,28 @@ def warm(model: Model, seconds: float) -> None:
         model.costs.measure(run, timed=timed)
     except Exception:
         _log.warning("%r could not be measured; its costs are guessed", model, exc_info=True)
+
+
+def _once(model: Model, inputs: Mapping[str, Array], rows: int) -> float | None:
+    """Run a batch of requests as one of several chunks of them, with states before and after; None if it fails."""
+    bounds = [
+        model.contract.bind({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(rows)
+    ]
+    keeps = model.contract.cuts and bool(model.contract.states)
+    slots = [model.slots.take() if keeps else 0 for _ in range(rows)]
+    parts = []
+    for bound, slot in zip(bounds, slots, strict=True):
+        job = Job(model=model, bound=bound, done=lambda _: None)
+        kept = [slot] if keeps else None
+        parts.append(Part(job=job, position=0, steps=job.steps, rows=None, final=True, source=None, target=kept))
+    try:
+        started = time.perf_counter()
+        failures = run_tick(Tick(model=model, parts=parts, steps=parts[0].steps, rows=rows))
+        return None if any(failures) else time.perf_counter() - started
+    finally:
+        for slot in slots:
+            if keeps:
+                model.free(slot)
 
 
 def example(contract: Contract, rows: int, steps: int) -> dict[str, Array] | None:

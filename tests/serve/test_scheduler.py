@@ -43,8 +43,8 @@ def sums(folder: Path) -> Model:
     return Model.load(folder / "sums" / "1" / "model.onnx", name="sums")
 
 
-def job_of(model: Model, outputs: tuple[str, ...] = (), *, sequence: bool = False, **inputs: Any) -> Job:
-    return Job(model=model, bound=model.contract.bind(inputs, outputs, sequence=sequence), done=lambda _: None)
+def job_of(model: Model, outputs: tuple[str, ...] = (), *, sequences: int = 0, **inputs: Any) -> Job:
+    return Job(model=model, bound=model.contract.bind(inputs, outputs, sequences=sequences), done=lambda _: None)
 
 
 def scheduler_of(**limits: Any) -> Scheduler:
