@@ -5,6 +5,7 @@ the latter. What to run next is the scheduler's decision; this module only carri
 """
 
 import concurrent.futures
+import hashlib
 import itertools
 import logging
 import threading
@@ -19,6 +20,7 @@ import numpy as np
 
 from cellport.errors import (
     DeadlineExceededError,
+    InvalidRequestError,
     SequenceExistsError,
     ServingError,
     UnavailableError,
@@ -30,7 +32,7 @@ from .model import Model, SessionSettings
 from .repository import Repository
 from .requests import Control, Reply, Request, SequenceId
 from .scheduler import BatchSettings, Scheduler
-from .sequences import SequenceSettings, SequenceTable, check_recurrent
+from .sequences import Lane, SequenceSettings, SequenceTable, check_recurrent
 from .ticks import run_tick
 from .warming import warm
 
@@ -213,15 +215,12 @@ class Engine:
         Raises:
             ServingError: the request is wrong.
         """
-        control = request.control
-        model = self.repository.get(request.model, request.version)
-        if control is not None:
-            check_recurrent(model)
-        ends_only = control is not None and control.end and not control.start and not request.inputs
+        controls, model = self._controls(request)
+        ends_only = bool(controls) and not request.inputs and all(each.end and not each.start for each in controls)
         bound = None
         if not ends_only:
             inputs = {name: np.asarray(value) for name, value in request.inputs.items()}
-            bound = model.contract.bind(inputs, request.outputs, sequences=int(control is not None))
+            bound = model.contract.bind(inputs, request.outputs, sequences=len(controls))
         if request.deadline is not None and request.deadline <= self.clock():
             raise deadline_error()
         return Job(
@@ -230,7 +229,33 @@ class Engine:
             done=done,
             deadline=request.deadline,
             priority=request.priority or self.settings.batch.default_priority,
-            control=control,
+            controls=controls,
+            new=request.new,
+            digest=_digest(request) if any(each.step is not None for each in controls) else b"",
+        )
+
+    def _controls(self, request: Request) -> tuple[Sequence[Control], Model]:
+        """Return a request's places in sequences, and its model: a running sequence stays on its version."""
+        controls = request.controls
+        if request.new:
+            model = self.repository.get(request.model, request.version)
+            controls = [Control(id=self._choose_id(model), start=True)]
+        elif controls and not controls[0].start and not request.version:
+            found = self._sequences.model_of(request.model, controls[0].id)
+            model = found or self.repository.get(request.model)
+        else:
+            model = self.repository.get(request.model, request.version)
+        if controls:
+            check_recurrent(model)
+            if len(controls) > 1 and not model.arena.uniform:
+                raise InvalidRequestError(
+                    f"model {model.name!r} has states of no fixed size; accepted: steps of one sequence in a request"
+                )
+        return controls, model
+
+    def _choose_id(self, model: Model) -> str:
+        return next(
+            name for number in self._names for name in [f"engine-{number}"] if not self._sequences.holds(model, name)
         )
 
     def accept(self, jobs: Sequence[Job], here: Callable[[], object] | None = None) -> list[tuple[Job, ServingError]]:
@@ -269,15 +294,26 @@ class Engine:
             raise UnavailableError("the engine is closed")
         # Before a start makes room in the table, at the cost of another sequence.
         self._scheduler.check_room(job.size)
-        control = job.control
-        if control is not None:
+        if job.controls:
             self._sequences.evict_idle(now)
-            if control.start:
-                lane = self._sequences.open(job.model, control.id, now)
-            else:
-                lane = self._sequences.get(job.model, control.id)
-            job.places = [Place(lane=lane, start=control.start, end=control.end)]
+            places: list[Place] = []
+            try:
+                for control in job.controls:
+                    lane = self._lane(job.model, control, now)
+                    lane.jobs.append(job)  # so that it is not evicted to make room for the next
+                    places.append(Place(lane=lane, start=control.start, end=control.end, step=control.step))
+            finally:
+                for place in places:
+                    place.lane.jobs.pop()
+                    if len(places) < len(job.controls):
+                        self._sequences.release(place.lane)
+            job.places = places
         return self._scheduler.submit(job)
+
+    def _lane(self, model: Model, control: Control, now: float) -> Lane:
+        if control.start:
+            return self._sequences.open(model, control.id, now)
+        return self._sequences.find(model, control.id, now, numbered=control.step is not None)
 
     def open_sequence(
         self,
@@ -306,12 +342,7 @@ class Engine:
             now = self.clock()
             self._sequences.evict_idle(now)
             if sequence_id is None:
-                sequence_id = next(
-                    name
-                    for number in self._names
-                    for name in [f"engine-{number}"]
-                    if not self._sequences.holds(found, name)
-                )
+                sequence_id = self._choose_id(found)
             control = Control(id=sequence_id, start=True)
             lane = self._sequences.open(found, control.id, now)
             if lane.jobs:
@@ -437,6 +468,16 @@ class Engine:
             _deliver(completions)
             if tick is not None:
                 self._run(tick)
+
+
+def _digest(request: Request) -> bytes:
+    """Return what tells a request that is sent again from another one."""
+    found = hashlib.blake2b(repr((list(request.outputs), [*request.controls])).encode(), digest_size=16)
+    for name in sorted(request.inputs):
+        array = np.asarray(request.inputs[name])
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).data)
+    return found.digest()
 
 
 def wait_of(seconds: float) -> float:

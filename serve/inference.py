@@ -81,19 +81,27 @@ class InferenceCalls:
 
     def _read(self, message: ModelInferRequest, context: CallContext) -> Request:
         # An unknown model is the first thing to tell, whatever else is wrong.
-        self._engine.engine.repository.get(message.model_name, message.model_version)
+        model = self._engine.engine.repository.get(message.model_name, message.model_version)
         parameters.wants_final(message.parameters)  # a step that is refused for it must not run first
         deadline = context.deadline
         timeout = parameters.read_timeout(message.parameters)
         if timeout is not None:
             own = self._engine.engine.clock() + timeout
             deadline = own if deadline is None else min(own, deadline)
+        outputs = parameters.read_outputs_wanted(message.outputs)
+        if parameters.wants_state(message.parameters):
+            contract = model.contract
+            outputs = (
+                *(outputs or contract.outputs),
+                *(name for name in contract.state_outputs if name not in outputs),
+            )
         return Request(
             model=message.model_name,
             version=message.model_version,
             control=parameters.read_control(message.parameters),
             priority=parameters.read_priority(message.parameters),
-            outputs=parameters.read_outputs_wanted(message.outputs),
+            new=parameters.read_new(message.parameters),
+            outputs=outputs,
             inputs=codec.read_inputs(message),
             deadline=deadline,
         )
@@ -203,16 +211,20 @@ async def _next(messages: AsyncIterator[ModelInferRequest]) -> ModelInferRequest
 
 def _sequence_key(message: ModelInferRequest) -> tuple[str, SequenceId] | None:
     try:
-        control: Control | None = parameters.read_control(message.parameters)
+        control = parameters.read_control(message.parameters)
     except InvalidRequestError:
         return None
-    return None if control is None else (message.model_name, control.id)
+    return (message.model_name, control.id) if isinstance(control, Control) else None
 
 
 def write_reply(reply: Reply, request_id: str) -> ModelInferResponse:
     """Return the message of a reply."""
     response = ModelInferResponse(model_name=reply.model, model_version=reply.version, id=request_id)
     codec.write_outputs(response, reply.outputs)
+    if isinstance(reply.sequence_id, int):
+        response.parameters["sequence_id"].int64_param = reply.sequence_id
+    elif reply.sequence_id is not None:
+        response.parameters["sequence_id"].string_param = reply.sequence_id
     return response
 
 

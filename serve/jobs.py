@@ -25,11 +25,13 @@ class Place:
         lane: the sequence.
         start: the row's steps start it.
         end: they end it.
+        step: their number, if they have one.
     """
 
     lane: "Lane"
     start: bool = False
     end: bool = False
+    step: int | None = None
 
 
 @dataclass(kw_only=True, eq=False, slots=True, weakref_slot=True)
@@ -42,7 +44,9 @@ class Job:
         done: called once with its outcome, outside of any lock.
         deadline: moment after which it is dropped, if it is not done and no chunk of it runs.
         priority: a smaller number runs first.
-        control: what the request says of its sequence.
+        controls: what the request says of its rows' sequences.
+        new: the sequence's id was chosen by the engine.
+        digest: of what it asks, if its steps are numbered.
         places: for each row, its place in a sequence; empty outside of sequences.
         number: its place in the order of arrival.
         key: what jobs have in common that may share a run.
@@ -62,7 +66,9 @@ class Job:
     done: Callable[[Outcome], None]
     deadline: float | None = None
     priority: int = 1
-    control: Control | None = None
+    controls: Sequence[Control] = ()
+    new: bool = False
+    digest: bytes = b""
     places: Sequence[Place] = ()
     number: int = 0
     key: Hashable = None

@@ -20,13 +20,18 @@ class Control:
         id: the sequence's, not 0 and not empty.
         start: the sequence starts with this step.
         end: the sequence ends with this step.
+        step: the step's number, which makes it safe to repeat: a step follows the one before it by 1, and the last
+            one that was done is answered again without being done again. None for a step without one.
     """
 
     id: SequenceId
     start: bool = False
     end: bool = False
+    step: int | None = None
 
     def __post_init__(self) -> None:
+        if self.step is not None and self.step < 0:
+            raise InvalidRequestError(f"sequence_step is {self.step}; accepted: at least 0")
         if not self.id:
             raise InvalidRequestError(f"sequence_id is {self.id!r}; accepted: an integer other than 0, or some text")
         if isinstance(self.id, str) and len(self.id) > MAXIMUM_ID_LENGTH:
@@ -46,7 +51,8 @@ class Request:
         version: the model's version; empty for the newest.
         deadline: moment on the engine's clock after which the answer is of no use; None for never.
         priority: a smaller number runs first; 0 for the engine's default.
-        control: the request's place in a sequence; None outside one.
+        control: the request's place in a sequence, or of each of its rows in a sequence of its own; None outside one.
+        new: the request starts a sequence under an id that the engine chooses, and tells in its reply.
     """
 
     model: str
@@ -55,9 +61,23 @@ class Request:
     version: str = ""
     deadline: float | None = None
     priority: int = 0
-    control: Control | None = None
+    control: Control | Sequence[Control] | None = None
+    new: bool = False
+
+    @property
+    def controls(self) -> Sequence[Control]:
+        """The place of each row in a sequence; empty outside one."""
+        if self.control is None:
+            return ()
+        return [self.control] if isinstance(self.control, Control) else self.control
 
     def __post_init__(self) -> None:
+        if self.new and self.control is not None:
+            raise InvalidRequestError("a request starts a new sequence and names one; accepted: one of both")
+        if self.control is not None and not isinstance(self.control, Control):
+            ids = [each.id for each in self.control]
+            if not ids or len(set(ids)) != len(ids):
+                raise InvalidRequestError(f"sequence_ids is {ids!r:.200}; accepted: at least one, each only once")
         if self.priority < 0:
             raise InvalidRequestError(f"priority is {self.priority}; accepted: at least 0")
         if self.deadline is not None and math.isnan(self.deadline):
@@ -66,8 +86,12 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reply:
-    """The answer to one request: batch-first arrays by output name, and the model that computed them."""
+    """The answer to one request: batch-first arrays by output name, and the model that computed them.
+
+    `sequence_id` is the id that the engine has chosen, if it was asked to choose one.
+    """
 
     model: str
     version: str
     outputs: Mapping[str, Array]
+    sequence_id: SequenceId | None = None

@@ -8,15 +8,15 @@ came of it; between two ticks jobs join, leave, and are cut (docs/decisions/0017
 import heapq
 import itertools
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from cellport.errors import DeadlineExceededError, QueueFullError, ServingError
+from cellport.errors import DeadlineExceededError, QueueFullError, ServingError, StepNumberError
 
 from .costs import best_chunk
 from .jobs import Completion, Job, Part, Place, Tick
 from .model import Model
 from .requests import Reply
-from .sequences import SequenceTable
+from .sequences import Answer, SequenceTable
 from .slots import INITIAL
 from .ticks import group_key
 
@@ -208,9 +208,9 @@ class Scheduler:
                 self._push(job)
                 continue
             if error is None:
-                reply = Reply(model=job.model.name, version=job.model.version, outputs=job.results)
+                reply = _reply(job)
                 if job.places:
-                    self._advance(job, now)
+                    self._advance(job, reply, now)
                 completions.append(Completion(job, reply))
             else:
                 completions.append(Completion(job, error))
@@ -319,32 +319,70 @@ class Scheduler:
         job.last = final
         return Part(job=job, position=job.position, steps=steps, rows=rows, final=final, source=source, target=target)
 
-    def _advance(self, job: Job, now: float) -> None:
+    def _advance(self, job: Job, reply: Reply, now: float) -> None:
         """Move the sequences of a job that is done to the states after it."""
         slots = job.slots or [_slot(place) for place in job.places]
         job.slots = []
-        for place, slot in zip(job.places, slots, strict=True):
-            self.sequences.advance(place.lane, job.model, slot, now, start=place.start)
+        kept: Reply | None = None
+        if any(place.step is not None for place in job.places):
+            size = sum(array.nbytes for array in reply.outputs.values())
+            if size <= self.sequences.settings.answer_bytes * len(job.places):
+                # Views would keep the results of the whole run.
+                outputs = {name: array.copy() for name, array in reply.outputs.items()}
+                kept = replace(reply, outputs=outputs)
+        for row, (place, slot) in enumerate(zip(job.places, slots, strict=True)):
+            answer = None if place.step is None else Answer(place.step, job.digest, kept, row)
+            self.sequences.advance(place.lane, job.model, slot, now, start=place.start, answer=answer)
             if place.end:
                 self.sequences.end(place.lane)
 
     def _begin(self, job: Job) -> list[Completion]:
-        """Queue a job whose sequences have done their earlier steps; or end them, if that is all it asks for."""
+        """Queue a job whose sequences have done their earlier steps, unless it needs no run."""
         given = job.bound.states if job.bound is not None else ()
         try:
-            for place in job.places:
-                self.sequences.begin(place.lane, job.model, start=place.start, given=given)
+            reply = self._repeated(job)
+            if reply is None:
+                for place in job.places:
+                    self.sequences.begin(place.lane, job.model, start=place.start, given=given)
         except ServingError as error:
             self._uncount(job)
             return [Completion(job, error), *self._leave(job)]
-        if job.bound is not None:
-            self._push(job)
-            return []
+        if reply is None:
+            if job.bound is not None:
+                self._push(job)
+                return []
+            for place in job.places:
+                self.sequences.end(place.lane)
+            reply = _reply(job)
         self._uncount(job)
-        for place in job.places:
-            self.sequences.end(place.lane)
-        reply = Reply(model=job.model.name, version=job.model.version, outputs={})
         return [Completion(job, reply), *self._leave(job)]
+
+    def _repeated(self, job: Job) -> Reply | None:
+        """Return the reply to a job whose numbered steps have been done already; None if they have not.
+
+        Raises:
+            StepNumberError: a step is neither the next nor the last that was done, or some are and some are not.
+        """
+        known = [
+            None
+            if place.step is None
+            else self.sequences.repeated(place.lane, place.step, job.digest, start=place.start)
+            for place in job.places
+        ]
+        if all(each is None for each in known):
+            return None
+        replies = {id(each.reply) if each is not None else None for each in known}
+        first = known[0]
+        if (
+            len(replies) > 1
+            or first is None
+            or [each.row for each in known if each is not None] != [*range(len(known))]
+        ):
+            raise StepNumberError(
+                "some of the request's steps have been done in another request; accepted: a request as it was sent, or "
+                "one of steps that follow"
+            )
+        return first.reply
 
     def _drop(self, job: Job, error: Exception) -> list[Completion]:
         """Drop a job that waits."""
@@ -411,6 +449,11 @@ class Scheduler:
             elif best is None or group.heap[0][:2] < best:
                 best, found = group.heap[0][:2], key
         return found
+
+
+def _reply(job: Job) -> Reply:
+    chosen = job.controls[0].id if job.new else None
+    return Reply(model=job.model.name, version=job.model.version, outputs=job.results, sequence_id=chosen)
 
 
 def _slot(place: Place) -> int:

@@ -3,6 +3,7 @@
 A pure table: it has no clock and no lock, and `now` is an argument. The scheduler calls it under the engine's lock.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from cellport.errors import (
     SequenceExistsError,
     SequenceNotFoundError,
     ServingError,
+    StepNumberError,
 )
 
 from .codec import names
 from .jobs import Job
 from .model import Model
-from .requests import SequenceId
+from .requests import Reply, SequenceId
 
 LaneKey = tuple[str, SequenceId]
 
@@ -33,26 +35,53 @@ class SequenceSettings:
 
     Attributes:
         maximum: sequences held at once; a further start evicts the one that was used least recently.
+        state_bytes: bytes of states held at once, with the same consequence.
         idle_seconds: a sequence without a step for so long is evicted.
+        lifetime_seconds: a sequence that started so long ago is evicted, between two of its steps.
         on_restart: what a start of a running id does: ``restart`` drops the old state, as Triton does; ``refuse``
             answers ALREADY_EXISTS.
         remembered: ids of past sequences that are kept, so that a late step is told what happened.
+        answer_bytes: size up to which the answer to a numbered step is remembered, for as long as its sequence and its
+            id are.
     """
 
     maximum: int = 10_000
+    state_bytes: int = 2**30
     idle_seconds: float = 600.0
+    lifetime_seconds: float = math.inf
     on_restart: Literal["restart", "refuse"] = "restart"
     remembered: int = 10_000
+    answer_bytes: int = 2**16
 
     def __post_init__(self) -> None:
-        if self.maximum < 1:
-            raise ValueError(f"maximum is {self.maximum}; accepted: at least 1")
-        if not self.idle_seconds > 0:
-            raise ValueError(f"idle_seconds is {self.idle_seconds}; accepted: more than 0")
+        for name in ("maximum", "state_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 1")
+        for name in ("idle_seconds", "lifetime_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: more than 0")
         if self.on_restart not in ("restart", "refuse"):
             raise ValueError(f"on_restart is {self.on_restart!r}; accepted: 'restart', 'refuse'")
-        if self.remembered < 0:
-            raise ValueError(f"remembered is {self.remembered}; accepted: at least 0")
+        for name in ("remembered", "answer_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Answer:
+    """The answer to a numbered step.
+
+    Attributes:
+        step: its number.
+        digest: of what was asked.
+        reply: what was answered; None if that was too large to be remembered.
+        row: which row of the reply is the sequence's.
+    """
+
+    step: int
+    digest: bytes
+    reply: Reply | None
+    row: int
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -66,6 +95,7 @@ class Lane:
         last_used: when a step was last done.
         slot: where its state is; None while not running, as before its first step is done.
         jobs: steps that wait or run, in order of arrival; only the first may run.
+        answer: the last step's, if it had a number.
     """
 
     key: LaneKey
@@ -74,6 +104,7 @@ class Lane:
     last_used: float
     slot: int | None = None
     jobs: list[Job] = field(default_factory=list)  # a deque would take more memory than most states do
+    answer: Answer | None = None
 
     @property
     def running(self) -> bool:
@@ -95,7 +126,9 @@ class SequenceTable:
     def __init__(self, settings: SequenceSettings) -> None:
         self.settings = settings
         self._lanes: OrderedDict[LaneKey, Lane] = OrderedDict()  # least recently used first
-        self._past: OrderedDict[LaneKey, str] = OrderedDict()
+        self._past: OrderedDict[LaneKey, tuple[str, Answer | None]] = OrderedDict()
+        self._bytes = 0
+        self._swept = -math.inf
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -115,6 +148,19 @@ class SequenceTable:
             raise self._not_found((model.name, sequence_id))
         return lane
 
+    def find(self, model: Model, sequence_id: SequenceId, now: float, *, numbered: bool = False) -> Lane:
+        """Return the lane of an id; for a numbered step also of a sequence whose last answer is remembered.
+
+        Raises:
+            SequenceNotFoundError: there is none; the message says whether it never started or was evicted.
+            SequenceEndedError: it has ended.
+        """
+        key = (model.name, sequence_id)
+        if numbered and key not in self._lanes and self._past.get(key, ("", None))[1] is not None:
+            lane = self._lanes[key] = Lane(key=key, model=model, started=now, last_used=now)
+            return lane
+        return self.get(model, sequence_id)
+
     def holds(self, model: Model, sequence_id: SequenceId) -> bool:
         """Return whether an id is in use."""
         return (model.name, sequence_id) in self._lanes
@@ -130,7 +176,7 @@ class SequenceTable:
         key = (model.name, sequence_id)
         lane = self._lanes.get(key)
         if lane is None:
-            self._make_room()
+            self._make_room(model.arena.row_bytes)
             lane = self._lanes[key] = Lane(key=key, model=model, started=now, last_used=now)
         return lane
 
@@ -169,22 +215,77 @@ class SequenceTable:
             )
         return lane.slot
 
-    def advance(self, lane: Lane, model: Model, slot: int, now: float, *, start: bool = False) -> None:
+    def repeated(self, lane: Lane, step: int, digest: bytes, *, start: bool) -> Answer | None:
+        """Return the answer to a numbered step that was done already; None for one that is to be done.
+
+        Args:
+            lane: the lane, whose earlier steps are done.
+            step: the step's number.
+            digest: of what is asked.
+            start: it starts the sequence, and so is the last one again only if it asks the same.
+
+        Raises:
+            StepNumberError: it is neither the next nor the last one that was done.
+        """
+        known = lane.answer
+        if known is None and not lane.running and lane.key in self._past:
+            known = self._past[lane.key][1]
+        if known is None:
+            return None
+        what = f"step {step} of sequence {lane.key[1]!r} of model {lane.key[0]!r}"
+        if step == known.step and digest == known.digest:
+            if known.reply is None:
+                raise StepNumberError(
+                    f"{what} has been done, but its answer had more than {self.settings.answer_bytes} bytes and was "
+                    "not remembered"
+                )
+            return known
+        if start:
+            return None
+        if step == known.step:
+            raise StepNumberError(f"{what} has been done with other inputs; accepted: {known.step + 1}")
+        if step != known.step + 1:
+            raise StepNumberError(
+                f"{what} follows step {known.step}; accepted: {known.step + 1}, or {known.step} again"
+            )
+        return None
+
+    def advance(
+        self,
+        lane: Lane,
+        model: Model,
+        slot: int,
+        now: float,
+        *,
+        start: bool = False,
+        answer: Answer | None = None,
+    ) -> None:
         """Set where a lane's state is after a step; what was there before is let go of."""
         if lane.slot is not None and (lane.slot != slot or lane.model is not model):
             lane.model.free(lane.slot)
+        if lane.slot is None:
+            self._bytes += model.arena.row_bytes
+        elif lane.model is not model:
+            self._bytes += model.arena.row_bytes - lane.model.arena.row_bytes
         if start or lane.slot is None:
             lane.started = now
             self._past.pop(lane.key, None)
         lane.model = model
         lane.slot = slot
         lane.last_used = now
+        lane.answer = answer
         self._lanes.move_to_end(lane.key)
+
+    def model_of(self, name: str, sequence_id: SequenceId) -> Model | None:
+        """Return the model that a sequence runs on, of whatever version; None if it is not running."""
+        lane = self._lanes.get((name, sequence_id))
+        return lane.model if lane is not None and lane.running else None
 
     def end(self, lane: Lane) -> None:
         """Stop a lane whose last step is done."""
+        answer = lane.answer
         self._stop(lane)
-        self._remember(lane.key, _ENDED)
+        self._remember(lane.key, _ENDED, answer)
         self.release(lane)
 
     def release(self, lane: Lane) -> None:
@@ -193,7 +294,8 @@ class SequenceTable:
             del self._lanes[lane.key]
 
     def evict_idle(self, now: float) -> None:
-        """Evict the sequences whose idle limit has passed."""
+        """Evict the sequences whose idle limit or lifetime has passed."""
+        self._evict_old(now)
         late = []
         for lane in self._lanes.values():
             if lane.last_used + self.settings.idle_seconds > now:
@@ -203,21 +305,37 @@ class SequenceTable:
         for lane in late:
             self._evict(lane, f"was evicted after {self.settings.idle_seconds:g} s without a step")
 
+    def _evict_old(self, now: float) -> None:
+        limit = self.settings.lifetime_seconds
+        if limit == math.inf or now < self._swept + min(1.0, limit / 10):
+            return
+        self._swept = now
+        for lane in [each for each in self._lanes.values() if each.running and each.started + limit <= now]:
+            if not lane.jobs:
+                self._evict(lane, f"was evicted {limit:g} s after its start")
+
     def next_eviction(self) -> float | None:
         """Return the moment at which the next idle limit may pass."""
         oldest = next(iter(self._lanes.values()), None)
-        return None if oldest is None else oldest.last_used + self.settings.idle_seconds
+        if oldest is None:
+            return None
+        moment = oldest.last_used + self.settings.idle_seconds
+        if self.settings.lifetime_seconds < math.inf:
+            moment = min(moment, self._swept + 1.0)
+        return moment
 
-    def _make_room(self) -> None:
-        if len(self._lanes) < self.settings.maximum:
-            return
+    def _make_room(self, size: int) -> None:
+        settings = self.settings
+        if len(self._lanes) >= settings.maximum:
+            self._evict_one(f"at most {settings.maximum} sequences are held")
+        while self._bytes and self._bytes + size > settings.state_bytes:
+            self._evict_one(f"at most {settings.state_bytes} bytes of states are held")
+
+    def _evict_one(self, limit: str) -> None:
         lane = next((each for each in self._lanes.values() if not each.jobs), None)
         if lane is None:
-            raise QueueFullError(
-                f"{len(self._lanes)} sequences are running and all have waiting steps; accepted: at most "
-                f"{self.settings.maximum} sequences"
-            )
-        self._evict(lane, f"was evicted to make room; at most {self.settings.maximum} sequences are held")
+            raise QueueFullError(f"{len(self._lanes)} sequences are running and all have waiting steps; {limit}")
+        self._evict(lane, f"was evicted to make room; {limit}")
 
     def _evict(self, lane: Lane, reason: str) -> None:
         del self._lanes[lane.key]
@@ -226,17 +344,19 @@ class SequenceTable:
 
     def _stop(self, lane: Lane) -> None:
         if lane.slot is not None:
+            self._bytes -= lane.model.arena.row_bytes
             lane.model.free(lane.slot)
             lane.slot = None
+        lane.answer = None
 
-    def _remember(self, key: LaneKey, reason: str) -> None:
-        self._past[key] = reason
+    def _remember(self, key: LaneKey, reason: str, answer: Answer | None = None) -> None:
+        self._past[key] = reason, answer
         self._past.move_to_end(key)
         while len(self._past) > self.settings.remembered:
             self._past.popitem(last=False)
 
     def _not_found(self, key: LaneKey) -> ServingError:
-        reason = self._past.get(key, "was never started")
+        reason, _ = self._past.get(key, ("was never started", None))
         kind = SequenceEndedError if reason == _ENDED else SequenceNotFoundError
         return kind(f"sequence {key[1]!r} of model {key[0]!r} {reason}; accepted: sequence_start with its first step")
 

@@ -271,7 +271,8 @@ def _valid(part: Part, bound: Bound) -> Array:
     if bound.lengths is None:
         return np.full(part.count, part.steps if bound.time is not None else 0, np.int64)
     lengths = bound.lengths if part.rows is None else bound.lengths[part.rows]
-    return np.clip(lengths - part.position, 0, part.steps)
+    valid: Array = np.clip(lengths - part.position, 0, part.steps)
+    return valid
 
 
 def _concatenate(parts: Sequence[Array]) -> Array:

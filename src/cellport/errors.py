@@ -68,6 +68,10 @@ class SequenceEndedError(PreconditionError):
     """A step came for a sequence after the step that ended it."""
 
 
+class StepNumberError(PreconditionError):
+    """The number of a step is neither the next of its sequence nor that of the last step."""
+
+
 class UnavailableError(ServingError):
     """The server or the model does not take requests at present, such as while it shuts down."""
 

@@ -203,7 +203,9 @@ def test_states_of_a_sequence_are_returned_when_named(triton: Triton) -> None:
 
 def test_a_running_sequence_stays_on_its_version(triton: Triton) -> None:
     step(triton, [[1]], 57, sequence_start=True, model_version="1")
-    status, message = refusal(triton, [[1]], 57)
+    whole = triton.infer("lstm", [triton_input("tokens", [[1, 2]])], model_version="1").as_numpy("last")
+    np.testing.assert_allclose(step(triton, [[2]], 57).as_numpy("last"), whole, atol=1e-5)
+    status, message = refusal(triton, [[1]], 57, model_version="2")
     assert status == "StatusCode.INVALID_ARGUMENT"
     assert "runs on version 1" in message
 
