@@ -7,12 +7,10 @@ import base64
 import binascii
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
 from .status import Status
-
-Headers = Iterable[tuple[bytes, bytes]]
 
 # zlib's window sizes that stand for the two formats.
 _ENCODINGS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
@@ -162,7 +160,7 @@ class Metadata(Mapping[str, str | bytes]):
         headers: the call's headers, with keys in lower case.
     """
 
-    def __init__(self, headers: Headers) -> None:
+    def __init__(self, headers: Mapping[bytes, bytes]) -> None:
         self._headers = headers
         self._decoded: dict[str, str | bytes] | None = None
 
@@ -184,8 +182,8 @@ class Metadata(Mapping[str, str | bytes]):
         return self._decoded
 
 
-def _decode(headers: Headers) -> Iterator[tuple[str, str | bytes]]:
-    for name, value in headers:
+def _decode(headers: Mapping[bytes, bytes]) -> Iterator[tuple[str, str | bytes]]:
+    for name, value in headers.items():
         key = name.decode("latin-1")
         if key in _RESERVED or key.startswith((":", "grpc-")):
             continue

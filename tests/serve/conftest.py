@@ -7,11 +7,12 @@ import pytest
 import tritonclient.grpc
 
 from cellport.serve import Client, Server, ServerSettings
+from cellport.serve.envoy_config import why_not
 from cellport.serve.server import Front
 
 from . import models
 
-FRONTS = ("grpcio", "envoy")
+FRONTS = ("grpcio", pytest.param("envoy", marks=pytest.mark.skipif(why_not() is not None, reason=str(why_not()))))
 
 
 @pytest.fixture(scope="session")
