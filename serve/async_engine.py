@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,10 +13,12 @@ from typing import Self
 from cellport.errors import RequestCancelledError
 
 from .codec import Array
-from .engine import Engine, EngineSettings, Ticket, deadline_error, wait_of
+from .engine import Engine, EngineSettings, deadline_error, wait_of
 from .engine_sequence import EngineSequence
 from .jobs import Job, Outcome
 from .requests import Reply, Request, SequenceId
+
+_log = logging.getLogger(__name__)
 
 
 class _Mailbox:
@@ -25,15 +28,14 @@ class _Mailbox:
         self._loop = loop
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
-        self._letters: deque[tuple[asyncio.Future[Outcome], Outcome]] = deque()
+        self._letters: deque[tuple[Callable[[Outcome], None], Outcome]] = deque()
 
-    def post(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    def post(self, receive: Callable[[Outcome], None], outcome: Outcome) -> None:
         if threading.get_ident() == self._thread:
-            if not future.done():
-                future.set_result(outcome)
+            receive(outcome)
             return
         with self._lock:
-            self._letters.append((future, outcome))
+            self._letters.append((receive, outcome))
             wake = len(self._letters) == 1
         if wake:
             # A run may outlast the loop, if its caller has gone; then nobody waits for the outcome.
@@ -43,47 +45,49 @@ class _Mailbox:
     def _open(self) -> None:
         with self._lock:
             letters, self._letters = self._letters, deque()
-        for future, outcome in letters:
-            if not future.done():
-                future.set_result(outcome)
+        for receive, outcome in letters:
+            try:
+                receive(outcome)
+            except Exception:
+                _log.exception("delivering an answer failed")
 
 
 class Pending:
-    """A request that the engine has accepted; await `reply` for its answer."""
+    """A request that the engine has been given.
 
-    def __init__(self, engine: Engine, ticket: Ticket, future: asyncio.Future[Outcome], deadline: float | None) -> None:
+    Attributes:
+        done: its outcome has been delivered.
+    """
+
+    def __init__(self, engine: Engine, receive: Callable[[Outcome], None]) -> None:
+        self.done = False
+        self.job: Job | None = None
         self._engine = engine
-        self._ticket = ticket
-        self._future = future
-        self._deadline = deadline
+        self._receive = receive
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expire_at(self, deadline: float) -> None:
+        """Drop the request when its time is up, unless the last of it runs already."""
+        seconds = wait_of(deadline - self._engine.clock())
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
 
     def cancel(self) -> None:
-        """Drop the request unless it runs already."""
-        self._ticket.cancel(RequestCancelledError("the request was cancelled before it ran"))
+        """Drop the request unless the last of it runs already."""
+        self._cancel(RequestCancelledError("the request was cancelled before it ran"))
 
-    async def reply(self) -> Reply:
-        """Wait for the answer.
+    def deliver(self, outcome: Outcome) -> None:
+        """Take the outcome."""
+        self.done = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._receive(outcome)
 
-        If the waiting task is cancelled, the request is dropped unless it runs already.
+    def _expire(self) -> None:
+        self._cancel(deadline_error())
 
-        Raises:
-            ServingError: one of its subclasses says why there is no answer.
-        """
-        timer = None
-        if self._deadline is not None:
-            seconds = wait_of(self._deadline - self._engine.clock())
-            timer = asyncio.get_running_loop().call_later(seconds, self._ticket.cancel, deadline_error())
-        try:
-            outcome = await self._future
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+    def _cancel(self, error: Exception) -> None:
+        if not self.done and self.job is not None:
+            self._engine.cancel(self.job, error)
 
 
 class AsyncEngine:
@@ -103,24 +107,53 @@ class AsyncEngine:
         self._mailbox: _Mailbox | None = None
         self._new: list[Job] = []
 
-    def submit(self, request: Request) -> Pending:
+    def submit(self, request: Request, receive: Callable[[Outcome], None]) -> Pending:
         """Take a request, so that requests run in the order of these calls.
 
         The engine is given all that come in one turn of the loop together.
 
+        Args:
+            request: the request.
+            receive: called once on the loop with the reply or the error.
+
         Raises:
-            ServingError: the request is wrong.
+            ServingError: the request is wrong; `receive` is not called.
         """
         loop = asyncio.get_running_loop()
         if self._mailbox is None:
             self._mailbox = _Mailbox(loop)
-        mailbox = self._mailbox
-        future: asyncio.Future[Outcome] = loop.create_future()
-        job = self.engine.prepare(request, lambda outcome: mailbox.post(future, outcome))
+        mailbox, pending = self._mailbox, Pending(self.engine, receive)
+        pending.job = self.engine.prepare(request, lambda outcome: mailbox.post(pending.deliver, outcome))
+        if request.deadline is not None:
+            pending.expire_at(request.deadline)
         if not self._new:
             loop.call_soon(self._hand_over)
-        self._new.append(job)
-        return Pending(self.engine, Ticket(self.engine, job), future, request.deadline)
+        self._new.append(pending.job)
+        return pending
+
+    async def call(self, request: Request) -> Reply:
+        """Run one request and wait for its reply.
+
+        If the waiting task is cancelled, the request is dropped unless the last of it runs already.
+
+        Raises:
+            ServingError: one of its subclasses says why there is no answer.
+        """
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def receive(outcome: Outcome) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        pending = self.submit(request, receive)
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            pending.cancel()
+            raise
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def _hand_over(self) -> None:
         jobs, self._new = self._new, []
@@ -148,7 +181,7 @@ class AsyncEngine:
             deadline=deadline,
             priority=priority,
         )
-        return dict((await self.submit(request).reply()).outputs)
+        return dict((await self.call(request)).outputs)
 
     async def open_sequence(
         self,
@@ -193,7 +226,7 @@ class AsyncEngineSequence:
     ) -> dict[str, Array]:
         """Advance by the steps in `inputs` and return the outputs."""
         request = self._sequence.request(inputs, outputs, deadline)
-        return dict((await self._engine.submit(request).reply()).outputs)
+        return dict((await self._engine.call(request)).outputs)
 
     async def state(self) -> dict[str, Array]:
         """Return the states after the last step that is done, `[1, …]` by input name."""
@@ -205,7 +238,7 @@ class AsyncEngineSequence:
 
     async def end(self) -> None:
         """End the sequence and forget its states."""
-        await self._engine.submit(self._sequence.request({}, None, None, end=True)).reply()
+        await self._engine.call(self._sequence.request({}, None, None, end=True))
 
     async def __aenter__(self) -> Self:
         return self

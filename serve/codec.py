@@ -40,6 +40,8 @@ _ELEMENTS: dict[str, tuple[str, np.dtype[Any], str | None]] = {
 _DATATYPES = {dtype: datatype for datatype, (dtype, _, _) in _ELEMENTS.items()}
 # NumPy computes a dtype's name anew each time, at several microseconds.
 _NAMES = {dtype: name for name, dtype, _ in _ELEMENTS.values()}
+# Those whose every raw byte has a meaning.
+_FIXED = {datatype: dtype for datatype, (_, dtype, _) in _ELEMENTS.items() if datatype not in ("BOOL", "BYTES")}
 _MAXIMUM_RANK = 64  # NumPy's
 _MAXIMUM_BYTES = 2**63 - 1
 _LENGTH = struct.Struct("<I")
@@ -95,27 +97,34 @@ def decode(kind: str, tensors: Sequence[WireTensor], raw: Sequence[bytes]) -> di
     arrays: dict[str, Array] = {}
     for index, tensor in enumerate(tensors):
         name = tensor.name
-        what = f"{kind} {name!r}"
         if not name:
             raise InvalidRequestError(f"{kind} number {index} has an empty name")
         if name in arrays:
-            raise InvalidRequestError(f"{what} is given more than once")
+            raise InvalidRequestError(f"{kind} {name!r} is given more than once")
+        datatype = tensor.datatype
+        if raw and datatype in _FIXED and not tensor.parameters and not tensor.HasField("contents"):
+            shape, data, dtype = tuple(tensor.shape), raw[index], _FIXED[datatype]
+            fits = len(data) == math.prod(shape) * dtype.itemsize and len(shape) <= _MAXIMUM_RANK
+            if fits and data and min(shape, default=1) > 0:
+                arrays[name] = np.ndarray(shape, dtype, data)
+                continue
+        what = f"{kind} {name!r}"
         if "shared_memory_region" in tensor.parameters:
             raise InvalidRequestError(
                 f"{what} is in shared memory, which is not served; accepted: contents or raw contents"
             )
-        if tensor.datatype not in _ELEMENTS:
-            raise InvalidRequestError(f"{what} has datatype {tensor.datatype!r}; accepted: {', '.join(_ELEMENTS)}")
+        if datatype not in _ELEMENTS:
+            raise InvalidRequestError(f"{what} has datatype {datatype!r}; accepted: {', '.join(_ELEMENTS)}")
         shape = tuple(tensor.shape)
-        count = _count(what, shape, _ELEMENTS[tensor.datatype][1].itemsize)
+        count = _count(what, shape, _ELEMENTS[datatype][1].itemsize)
         if raw:
             if any(True for _ in tensor.contents.ListFields()):
                 raise InvalidRequestError(
                     f"{what} has contents in a message with raw_{kind}_contents; accepted: one form for all {kind}s"
                 )
-            flat = _from_raw(what, tensor.datatype, shape, count, raw[index])
+            flat = _from_raw(what, datatype, shape, count, raw[index])
         else:
-            flat = _from_contents(what, tensor.datatype, shape, count, tensor.contents)
+            flat = _from_contents(what, datatype, shape, count, tensor.contents)
         try:
             arrays[name] = flat.reshape(shape)
         except ValueError as error:  # an empty tensor may still have a shape beyond NumPy's limits

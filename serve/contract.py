@@ -59,12 +59,12 @@ class Bound:
 class _Plan:
     """What is known of a request by its names, element types and shapes.
 
-    `inputs` are names, which axis is left out, and the specification if there is a range that values are checked for.
+    `inputs` are names, the index that puts back an axis that is left out, and the specification if it has a range.
     """
 
     rows: int
     time: int | None
-    inputs: Sequence[tuple[str, int | None, InputSpec | None]]
+    inputs: Sequence[tuple[str, tuple[slice | None, ...] | None, InputSpec | None]]
     states: Sequence[str]
     lengths: str | None
     outputs: tuple[str, ...]
@@ -148,7 +148,7 @@ class Contract:
         for name, at, spec in plan.inputs:
             array = arrays[name]
             if at is not None:
-                array = np.expand_dims(array, at)
+                array = array[at]
             inputs[name] = array if spec is None else self._check_range(spec, array, lengths)
         return Bound(
             rows=plan.rows,
@@ -166,15 +166,15 @@ class Contract:
         self._check_names(arrays)
         sizes: dict[str, tuple[int, str]] = {}
         squeeze = bool(sequences) and self._is_single_step(arrays)
-        inputs: list[tuple[str, int | None, InputSpec | None]] = []
+        inputs: list[tuple[str, tuple[slice | None, ...] | None, InputSpec | None]] = []
         for name, spec in self.inputs.items():
             if name in arrays and spec.role != "lengths":
                 array = arrays[name]
                 axes = batch_first(spec.axes)
-                at = None
+                at: tuple[slice | None, ...] | None = None
                 if squeeze and TIME in axes and array.ndim == len(axes) - 1:
-                    at = axes.index(TIME)
-                    array = np.expand_dims(array, at)
+                    at = (*[slice(None)] * axes.index(TIME), None)
+                    array = array[at]
                 _check_tensor("input", name, array, spec.dtype, axes, sizes)
                 inputs.append((name, at, spec if spec.range is not None else None))
         states = [name for name in self.states if name in arrays]

@@ -1,18 +1,20 @@
 """ModelInfer and ModelStreamInfer: the conversion between messages and the engine's requests."""
 
 import asyncio
-import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 
 from google.protobuf.message import Message
 
-from cellport.errors import InvalidRequestError, QueueFullError
+from cellport.errors import QueueFullError
 from cellport.protos.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 
-from . import codec, parameters
+from . import codec
 from .async_engine import AsyncEngine, Pending
 from .calls import CallContext, Lifecycle, closing_error
 from .exchange import STATUS_PARAMETER
+from .jobs import Outcome
+from .parameters import Parameters, read_outputs_wanted, read_parameters
 from .requests import Control, Reply, Request, SequenceId
 from .status import status_of
 
@@ -38,8 +40,8 @@ class InferenceCalls:
     async def infer(self, message: ModelInferRequest, context: CallContext) -> ModelInferResponse:
         """Answer one request."""
         with self._lifecycle.running():
-            pending = self._engine.submit(self._read(message, context))
-            response = write_reply(await pending.reply(), message.id)
+            given = read_parameters(message.parameters)
+            response = write_reply(await self._engine.call(self.read(message, given, context)), message.id)
             self.check_size(response)
             return response
 
@@ -48,48 +50,51 @@ class InferenceCalls:
     ) -> AsyncIterator[ModelStreamInferResponse]:
         """Answer the requests of a stream as they are done; those of one sequence in their order."""
         with self._lifecycle.running():
-            stream = _Stream(self, self._window)
+            stream = _Stream(self, self._engine, self._window)
             reader = asyncio.create_task(stream.read(messages, context))
             closer = asyncio.create_task(self._lifecycle.closing.wait())
             # A stream may live for days; it must not keep the server from shutting down.
-            closer.add_done_callback(lambda _: stream.stop_reading())
+            closer.add_done_callback(lambda _: reader.cancel())
             try:
-                while (response := await stream.answers.get()) is not None:
+                async for response in stream.answers(reader):
                     yield response
-                    stream.window.release()
-                await reader
             finally:
                 closer.cancel()
                 await stream.abandon(reader)
 
-    def start(self, message: ModelInferRequest, context: CallContext) -> Pending:
-        """Hand a message of a stream to the engine."""
-        return self._engine.submit(self._read(message, context))
-
-    def check_size(self, response: Message) -> None:
+    def check_size(self, response: ModelInferResponse, message: Message | None = None) -> None:
         """Refuse to send a message that is too large; in a stream, gRPC itself would break off all other requests.
+
+        Args:
+            response: the response.
+            message: the message that holds it; None if it is one itself.
 
         Raises:
             QueueFullError: it is; the class stands for RESOURCE_EXHAUSTED, gRPC's own status for it.
         """
-        size = response.ByteSize()
+        if sum(map(len, response.raw_output_contents)) < self._send_bytes // 2:
+            return  # the rest of a message is small, and its size is not for free
+        size = (message or response).ByteSize()
         if size > self._send_bytes:
             raise QueueFullError(
                 f"the request ran, but its answer has {size} bytes; accepted: at most {self._send_bytes}, such as of "
                 "fewer outputs or rows"
             )
 
-    def _read(self, message: ModelInferRequest, context: CallContext) -> Request:
+    def read(self, message: ModelInferRequest, given: Parameters, context: CallContext) -> Request:
+        """Return the request in a message.
+
+        Raises:
+            ServingError: it is wrong.
+        """
         # An unknown model is the first thing to tell, whatever else is wrong.
         model = self._engine.engine.repository.get(message.model_name, message.model_version)
-        parameters.wants_final(message.parameters)  # a step that is refused for it must not run first
         deadline = context.deadline
-        timeout = parameters.read_timeout(message.parameters)
-        if timeout is not None:
-            own = self._engine.engine.clock() + timeout
+        if given.timeout is not None:
+            own = self._engine.engine.clock() + given.timeout
             deadline = own if deadline is None else min(own, deadline)
-        outputs = parameters.read_outputs_wanted(message.outputs)
-        if parameters.wants_state(message.parameters):
+        outputs = read_outputs_wanted(message.outputs) if message.outputs else ()
+        if given.state:
             contract = model.contract
             outputs = (
                 *(outputs or contract.outputs),
@@ -98,123 +103,133 @@ class InferenceCalls:
         return Request(
             model=message.model_name,
             version=message.model_version,
-            control=parameters.read_control(message.parameters),
-            priority=parameters.read_priority(message.parameters),
-            new=parameters.read_new(message.parameters),
+            control=given.control,
+            new=given.new,
+            priority=given.priority,
             outputs=outputs,
             inputs=codec.read_inputs(message),
             deadline=deadline,
         )
 
 
-class _Stream:
-    """The requests of one stream that are not answered yet."""
+class _Entry:
+    """A request of a stream that is not answered yet."""
 
-    def __init__(self, calls: InferenceCalls, window: int) -> None:
-        self.answers: asyncio.Queue[ModelStreamInferResponse | None] = asyncio.Queue()
-        self._stopped = False
+    __slots__ = ("final", "key", "message", "pending", "response")
+
+    def __init__(self, message: ModelInferRequest) -> None:
+        self.message = message
+        self.key: tuple[str, SequenceId] | None = None
+        self.final = False
+        self.pending: Pending | None = None
+        self.response: ModelStreamInferResponse | None = None
+
+
+class _Stream:
+    """The requests of one stream that are not answered yet, and the answers that are not sent yet."""
+
+    def __init__(self, calls: InferenceCalls, engine: AsyncEngine, window: int) -> None:
         self._calls = calls
-        self.window = asyncio.Semaphore(window)
-        self._tasks: dict[asyncio.Task[None], Pending | Exception] = {}
-        self._last: dict[tuple[str, SequenceId], asyncio.Task[None]] = {}
-        self._receive: asyncio.Task[ModelInferRequest | None] | None = None
+        self._engine = engine
+        self._window = window
+        self._entries: dict[_Entry, None] = {}
+        # Of each sequence those that are not sent yet, in order of arrival: so are its answers.
+        self._order: dict[tuple[str, SequenceId], deque[_Entry]] = {}
+        self._ready: deque[ModelStreamInferResponse] = deque()
+        self._news: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
 
     async def read(self, messages: AsyncIterator[ModelInferRequest], context: CallContext) -> None:
-        """Start every request of the stream, and end `answers` after the last answer.
+        """Start every request of the stream.
 
         Raises:
             InvalidRequestError: what was sent is no message; the requests before it are answered.
-            UnavailableError: reading was broken off, so there may have been more requests.
         """
         try:
-            failure: Exception | None = None
-            try:
-                await self._read(messages, context)
-            except Exception as error:
-                failure = error
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            async for message in messages:
+                # The engine takes requests here, one after the other: that keeps the order of a sequence's steps.
+                self._begin(message, context)
+                while len(self._entries) + len(self._ready) >= self._window:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
         finally:
-            self.answers.put_nowait(None)
-        if failure is not None:
-            raise failure
+            self._tell()
 
-    async def _read(self, messages: AsyncIterator[ModelInferRequest], context: CallContext) -> None:
-        while not self._stopped:
-            # Waited for in a task of its own, so that the wait can be broken off without breaking off this one.
-            self._receive = asyncio.ensure_future(_next(messages))
-            await asyncio.wait([self._receive])
-            if self._receive.cancelled():
+    async def answers(self, reader: asyncio.Task[None]) -> AsyncIterator[ModelStreamInferResponse]:
+        """Return the answers as they come, until all requests that `reader` has started are answered.
+
+        Raises:
+            UnavailableError: reading was broken off, so there may have been more requests.
+        """
+        while True:
+            while self._ready:
+                yield self._ready.popleft()
+                if self._room is not None and not self._room.done():
+                    self._room.set_result(None)
+            if reader.done() and not self._entries:
                 break
-            message = self._receive.result()
-            if message is None:
-                return
-            await self.window.acquire()
-            self._begin(message, context)
-        raise closing_error()
-
-    def stop_reading(self) -> None:
-        """Take no more requests from the stream; those that were taken are answered."""
-        self._stopped = True
-        if self._receive is not None:
-            self._receive.cancel()
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        if reader.cancelled():
+            raise closing_error()
+        reader.result()
 
     async def abandon(self, reader: asyncio.Task[None]) -> None:
         """Cancel what is left of the stream."""
         reader.cancel()
-        if self._receive is not None:
-            self._receive.cancel()
         # The last first: a step is free to run as soon as the one before it is gone, and would run without it.
-        for task, outcome in reversed(self._tasks.items()):
-            task.cancel()
-            if isinstance(outcome, Pending):  # a task that has not begun would leave its request in the queue
-                outcome.cancel()
+        for entry in reversed(list(self._entries)):
+            if entry.pending is not None:
+                entry.pending.cancel()
         await asyncio.wait([reader])
         if not reader.cancelled():
             reader.exception()  # asyncio would log one that nobody has looked at
 
     def _begin(self, message: ModelInferRequest, context: CallContext) -> None:
-        # The engine takes the request here and not in a task: that is what keeps the order of a sequence's steps.
-        outcome: Pending | Exception
+        entry = _Entry(message)
+        self._entries[entry] = None
         try:
-            outcome = self._calls.start(message, context)
+            given = read_parameters(message.parameters)
+            entry.final = given.final
+            if isinstance(given.control, Control):
+                entry.key = message.model_name, given.control.id
+                self._order.setdefault(entry.key, deque()).append(entry)
+            request = self._calls.read(message, given, context)
+            entry.pending = self._engine.submit(request, lambda outcome: self._receive(entry, outcome))
         except Exception as error:
-            outcome = error
-        key = _sequence_key(message)
-        task = asyncio.create_task(self._answer(message, outcome, None if key is None else self._last.get(key)))
-        self._tasks[task] = outcome
-        task.add_done_callback(self._tasks.pop)
-        if key is not None:
-            self._last[key] = task
-            task.add_done_callback(lambda done: self._last.get(key) is done and self._last.pop(key))
+            self._receive(entry, error)
 
-    async def _answer(
-        self, message: ModelInferRequest, outcome: Pending | Exception, previous: asyncio.Task[None] | None
-    ) -> None:
+    def _receive(self, entry: _Entry, outcome: Outcome) -> None:
+        """Take an outcome, and send it unless an earlier step of the same sequence is not answered yet."""
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            response = ModelStreamInferResponse(infer_response=write_reply(await outcome.reply(), message.id))
-            if parameters.wants_final(message.parameters):
-                response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
-            self._calls.check_size(response)
+            response = ModelStreamInferResponse(infer_response=write_reply(outcome, entry.message.id))
+            self._calls.check_size(response.infer_response, response)
         except Exception as error:
-            response = _write_error(error, message)
-        if previous is not None:
-            await asyncio.wait([previous])
-        self.answers.put_nowait(response)
+            response = _write_error(error, entry.message)
+        if entry.final:
+            response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
+        if entry.key is None:
+            self._send(entry, response)
+            return
+        entry.response = response
+        order = self._order[entry.key]
+        while order and order[0].response is not None:
+            first = order.popleft()
+            assert first.response is not None
+            self._send(first, first.response)
+        if not order:
+            del self._order[entry.key]
 
+    def _send(self, entry: _Entry, response: ModelStreamInferResponse) -> None:
+        del self._entries[entry]
+        self._ready.append(response)
+        self._tell()
 
-async def _next(messages: AsyncIterator[ModelInferRequest]) -> ModelInferRequest | None:
-    return await anext(messages, None)
-
-
-def _sequence_key(message: ModelInferRequest) -> tuple[str, SequenceId] | None:
-    try:
-        control = parameters.read_control(message.parameters)
-    except InvalidRequestError:
-        return None
-    return (message.model_name, control.id) if isinstance(control, Control) else None
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
 
 def write_reply(reply: Reply, request_id: str) -> ModelInferResponse:
@@ -235,7 +250,4 @@ def _write_error(error: Exception, message: ModelInferRequest) -> ModelStreamInf
     response.infer_response.model_version = message.model_version
     response.infer_response.id = message.id
     response.infer_response.parameters[STATUS_PARAMETER].string_param = status.name
-    with contextlib.suppress(InvalidRequestError):  # which is then the error to be told
-        if parameters.wants_final(message.parameters):
-            response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
     return response
