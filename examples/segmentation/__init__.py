@@ -1,1 +1,1 @@
-"""Semantic segmentation with a Graph LSTM over superpixels: handwritten digits on photographs, pixel by pixel."""
+"""Semantic segmentation with a Graph LSTM over superpixels: which material is what, pixel by pixel."""

@@ -16,12 +16,7 @@ class Pixels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 24, 5, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(24, FEATURES, 3, padding=2, dilation=2),
-            nn.ReLU(),
-            nn.Conv2d(FEATURES, FEATURES, 3, padding=2, dilation=2),
-            nn.ReLU(),
+            *_convolution(3, 24, 5), *_convolution(24, FEATURES, 3, 2), *_convolution(FEATURES, FEATURES, 3, 2)
         )
         self.scores = nn.Conv2d(FEATURES, CLASSES, 1)
 
@@ -32,15 +27,23 @@ class Pixels(nn.Module):
 
 
 class Regions(nn.Module):
-    """Scores of each superpixel, from the mean features of its pixels."""
+    """Scores of each superpixel, from the mean features of its pixels.
 
-    def __init__(self, hidden: int = 48) -> None:
+    Args:
+        hidden: features of a superpixel that the scores are made of.
+        layers: of the Graph LSTM; 0 for a layer that sees one superpixel alone, in its place.
+    """
+
+    def __init__(self, hidden: int = 48, layers: int = 2) -> None:
         super().__init__()
-        self.graph = GraphLSTM(FEATURES, hidden, layers=2)
+        self.graph = GraphLSTM(FEATURES, hidden, layers=layers) if layers else None
+        self.alone = nn.Identity() if layers else nn.Sequential(nn.Linear(FEATURES, hidden), nn.Tanh())
         self.head = nn.Linear(hidden, CLASSES)
 
     def forward(self, features: Tensor, neighbours: Tensor, levels: Tensor) -> Tensor:
         """Map features [nodes, FEATURES] and the schedule of the graph to scores [nodes, CLASSES]."""
+        if self.graph is None:
+            return self.head(self.alone(features))
         return self.head(self.graph(features, neighbours, levels)[0])
 
 
@@ -52,6 +55,10 @@ def region_means(values: Tensor, regions: Tensor, nodes: int) -> Tensor:
 
 def loss_of(scores: Tensor, counts: Tensor) -> Tensor:
     """Cross entropy per pixel of nodes' scores [nodes, CLASSES], a node weighing by its pixels of each class."""
-    weight = torch.ones(CLASSES)
-    weight[1:] = 3.0  # most pixels are ground
-    return -(counts * weight * scores.log_softmax(-1)).sum() / (counts * weight).sum()
+    return -(counts * scores.log_softmax(-1)).sum() / counts.sum()
+
+
+def _convolution(inputs: int, outputs: int, size: int, dilation: int = 1) -> list[nn.Module]:
+    """To images of the same size."""
+    convolution = nn.Conv2d(inputs, outputs, size, padding=size // 2 * dilation, dilation=dilation, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]

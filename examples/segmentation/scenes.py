@@ -1,4 +1,4 @@
-"""Labelled images: scikit-learn's handwritten digits on scikit-image's photographs, cut into superpixels."""
+"""Labelled images: digits of one material on another, cut from real digits and photographs, and their superpixels."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,13 @@ from sklearn.datasets import load_digits
 
 from cellport.cells import neighbours_of
 
-DIGITS = (0, 1, 4, 7)
-SIDE, CLASSES = 64, 1 + len(DIGITS)
-"""Pixels of a side; the ground (label 0) and the digits (labels 1 to 4)."""
-_PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
+MATERIALS = ("brick", "grass", "gravel")
+"""Photographs of scikit-image, and the labels 0, 1 and 2."""
+SIDE, CLASSES = 64, len(MATERIALS)
+"""Pixels of a side."""
 _SEGMENTS = 200
-_GLYPH = 26
+_GLYPHS = (32, 49)
+"""Pixels of a side of a digit: from the first, below the second."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def touching(regions: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def compose(count: int, seed: int, held_out: bool) -> list[Scene]:
-    """Make scenes of one to three digits.
+    """Make scenes of one to three digits, each of one material, over a ground of one.
 
     Args:
         count: how many.
@@ -70,42 +71,42 @@ def compose(count: int, seed: int, held_out: bool) -> list[Scene]:
         held_out: whether digits and parts of photographs are those that no training scene has.
     """
     rng = np.random.default_rng(seed)
-    digits = load_digits()
-    of_test = np.arange(len(digits.target)) % 5 == 0
-    chosen = np.flatnonzero((of_test == held_out) & np.isin(digits.target, DIGITS))
-    grounds = [getattr(skimage.data, name)() for name in _PHOTOGRAPHS]
-    return [_scene(rng, digits, chosen, grounds, held_out) for _ in range(count)]
+    digits = load_digits().images / 16
+    chosen = digits[(np.arange(len(digits)) % 5 == 0) == held_out]
+    materials = [getattr(skimage.data, name)() / 255 for name in MATERIALS]
+    return [_scene(rng, chosen, [part(each, held_out) for each in materials]) for _ in range(count)]
 
 
-def _scene(
-    rng: np.random.Generator,
-    digits: object,
-    chosen: NDArray[np.int64],
-    grounds: list[NDArray[np.uint8]],
-    held_out: bool,
-) -> Scene:
-    ground = grounds[rng.integers(len(grounds))]
-    border = int(0.7 * ground.shape[1])  # the right part of each photograph is held out
-    part = ground[:, border:] if held_out else ground[:, :border]
-    size = int(rng.integers(64, min(128, *part.shape[:2])))
-    row, column = (int(rng.integers(0, part.shape[axis] - size + 1)) for axis in (0, 1))
-    image = resize(part[row : row + size, column : column + size], (SIDE, SIDE), anti_aliasing=True)
-    labels = np.zeros((SIDE, SIDE), np.int64)
+def part(photograph: NDArray[np.float64], held_out: bool) -> NDArray[np.float64]:
+    """What a photograph is cut to: its right part is held out."""
+    border = int(0.65 * photograph.shape[1])
+    return photograph[:, border:] if held_out else photograph[:, :border]
+
+
+def _scene(rng: np.random.Generator, digits: NDArray[np.float64], materials: list[NDArray[np.float64]]) -> Scene:
+    label = int(rng.integers(CLASSES))
+    image = _piece(rng, materials[label])
+    labels = np.full((SIDE, SIDE), label)
     for _ in range(int(rng.integers(1, 4))):
-        digit = int(rng.choice(chosen))
-        glyph = resize(digits.images[digit] / 16, (_GLYPH, _GLYPH), order=1)  # type: ignore[attr-defined]
-        top, left = rng.integers(0, SIDE - _GLYPH + 1, 2)
-        place = (slice(top, top + _GLYPH), slice(left, left + _GLYPH))
-        if labels[place].any():
-            continue
-        ink = rng.random(3)
-        stroke = (np.clip(2.5 * glyph - 0.75, 0, 1) * 0.9)[..., None]
-        image[place] = image[place] * (1 - stroke) + ink * stroke
-        labels[place][glyph > 0.5] = 1 + DIGITS.index(digits.target[digit])  # type: ignore[attr-defined]
+        side, label = int(rng.integers(*_GLYPHS)), int(rng.integers(CLASSES))
+        top, left = rng.integers(0, SIDE - side + 1, 2)
+        mask = np.zeros((SIDE, SIDE), bool)
+        mask[top : top + side, left : left + side] = resize(rng.choice(digits), (side, side), order=1) > 0.4
+        image[mask] = _piece(rng, materials[label])[mask]
+        labels[mask] = label
     regions = slic(image, _SEGMENTS, compactness=6, start_label=0).astype(np.int64)
     _, regions = np.unique(regions, return_inverse=True)
     regions = regions.reshape(SIDE, SIDE)
     return Scene(image.astype(np.float32), labels, regions, touching(regions))
+
+
+def _piece(rng: np.random.Generator, material: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A part of a photograph at some scale and of some brightness and contrast, stained: [SIDE, SIDE, 3]."""
+    size = int(rng.integers(SIDE, 2 * SIDE + 1))
+    row, column = (int(rng.integers(0, length - size + 1)) for length in material.shape)
+    piece = resize(material[row : row + size, column : column + size], (SIDE, SIDE), anti_aliasing=True)
+    grey = 0.5 + rng.uniform(0.1, 0.2) * (piece - piece.mean()) / piece.std()
+    return np.clip(grey[..., None] * rng.uniform(0.4, 1.3, 3), 0, 1)  # type: ignore[no-any-return]
 
 
 def mean_iou(predicted: list[NDArray[np.int64]], scenes: list[Scene]) -> float:
