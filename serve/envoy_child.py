@@ -74,8 +74,12 @@ class _Child:
         await self.application.close()
 
     async def close(self) -> None:
-        """Close the engine."""
-        await asyncio.to_thread(self._engine.close)
+        """Close the engine, and let the server's process know by hanging up.
+
+        What still runs after the grace time is not waited for.
+        """
+        await asyncio.to_thread(self._engine.close, self._settings.grace_seconds)
+        self._control.close()
 
 
 _child: _Child | None = None

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cellport.protos import inference_pb2 as messages
 from cellport.serve import Engine, Server, ServerSettings
 from cellport.serve.exchange import write_request
+from cellport.serve.server import Front
 
 from . import models
 from .wire import tokens_of
@@ -31,11 +32,11 @@ LARGE = [("grpc.max_receive_message_length", 2**26)]
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+def served(tmp_path: Path, front: Front) -> Iterator[tuple[subprocess.Popen[str], Any]]:
     """A server in a process of its own, and a channel to it."""
     models.save_lstm(tmp_path / "lstm" / "1" / "model.onnx")
     models.save_slow(tmp_path / "slow" / "1" / "model.onnx", loops=2000)
-    command = [COMMAND, "serve", tmp_path, "--port", "0", "--json"]
+    command = [COMMAND, "serve", tmp_path, "--front", front, "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
