@@ -12,11 +12,22 @@ from numpy.typing import ArrayLike
 
 from cellport.errors import NotFoundError, PreconditionError
 from cellport.protos import inference_pb2 as messages
+from cellport.protos import sequences_pb2 as sequences
 
 from . import exchange
 from .client import channel_options
 from .codec import Array
-from .exchange import END_SECONDS, MAXIMUM_BYTES, SERVICE, ModelInfo, ServerInfo, StreamAnswer, Usage
+from .exchange import (
+    END_SECONDS,
+    MAXIMUM_BYTES,
+    SERVICE,
+    STATES_SERVICE,
+    ModelInfo,
+    ServerInfo,
+    Snapshot,
+    StreamAnswer,
+    Usage,
+)
 from .requests import Control, SequenceId
 from .status import error_of
 
@@ -120,6 +131,30 @@ class AsyncClient:
                     seconds = END_SECONDS if self._timeout is None else min(self._timeout, END_SECONDS)
                     await self.send(exchange.write_end(model, sequence, version), seconds)
 
+    async def export_state(self, model: str, sequence: SequenceId) -> Snapshot:
+        """Return the state of a running sequence; see `Client.export_state`."""
+        request = sequences.ExportRequest(sequence=exchange.write_reference(model, sequence))
+        return exchange.read_snapshot(await self._call("Export", request, sequences.SequenceState, STATES_SERVICE))
+
+    async def import_state(self, snapshot: Snapshot, sequence: SequenceId | None = None) -> SequenceId:
+        """Start a sequence from a state and return its id; see `Client.import_state`."""
+        into = exchange.write_reference(snapshot.model, sequence)
+        request = sequences.ImportRequest(state=exchange.write_snapshot(snapshot), sequence=into)
+        return await self._reference("Import", request)
+
+    async def fork(self, model: str, sequence: SequenceId, into: SequenceId | None = None) -> SequenceId:
+        """Start a sequence from the state that another one has and return its id; see `Client.fork`."""
+        request = sequences.ForkRequest(
+            sequence=exchange.write_reference(model, sequence), into=exchange.write_reference(model, into)
+        )
+        return await self._reference("Fork", request)
+
+    async def _reference(self, method: str, request: Any) -> SequenceId:
+        response = await self._call(method, request, sequences.SequenceReference, STATES_SERVICE)
+        found = exchange.read_reference(response)
+        assert found is not None
+        return found
+
     async def close(self) -> None:
         """Close the connection."""
         await self._channel.close()
@@ -129,6 +164,7 @@ class AsyncClient:
         method: str,
         request: Any,
         response: Any,
+        service: str = SERVICE,
         *,
         timeout: float | None = None,
         metadata: Sequence[tuple[str, str]] = (),
@@ -136,7 +172,7 @@ class AsyncClient:
         call = self._calls.get(method)
         if call is None:
             call = self._calls[method] = self._channel.unary_unary(
-                f"/{SERVICE}/{method}",
+                f"/{service}/{method}",
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=response.FromString,
             )

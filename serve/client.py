@@ -11,10 +11,21 @@ from numpy.typing import ArrayLike
 
 from cellport.errors import NotFoundError, PreconditionError
 from cellport.protos import inference_pb2 as messages
+from cellport.protos import sequences_pb2 as sequences
 
 from . import exchange
 from .codec import Array
-from .exchange import END_SECONDS, MAXIMUM_BYTES, SERVICE, ModelInfo, ServerInfo, StreamAnswer, Usage
+from .exchange import (
+    END_SECONDS,
+    MAXIMUM_BYTES,
+    SERVICE,
+    STATES_SERVICE,
+    ModelInfo,
+    ServerInfo,
+    Snapshot,
+    StreamAnswer,
+    Usage,
+)
 from .requests import Control, SequenceId
 from .status import error_of
 
@@ -185,6 +196,50 @@ class Client:
                     seconds = END_SECONDS if self._timeout is None else min(self._timeout, END_SECONDS)
                     self.send(exchange.write_end(model, sequence, version), seconds)
 
+    def export_state(self, model: str, sequence: SequenceId) -> Snapshot:
+        """Return the state of a running sequence after the last step that is done.
+
+        Raises:
+            NotFoundError: it is not running.
+        """
+        request = sequences.ExportRequest(sequence=exchange.write_reference(model, sequence))
+        return exchange.read_snapshot(self._call("Export", request, sequences.SequenceState, STATES_SERVICE))
+
+    def import_state(self, snapshot: Snapshot, sequence: SequenceId | None = None) -> SequenceId:
+        """Start a sequence from a state, on this server or another; return its id.
+
+        Args:
+            snapshot: the state; with an empty version, the newest takes it.
+            sequence: the sequence's id; None to let the server choose one.
+
+        Raises:
+            InvalidRequestError: the state does not fit the model.
+        """
+        into = exchange.write_reference(snapshot.model, sequence)
+        request = sequences.ImportRequest(state=exchange.write_snapshot(snapshot), sequence=into)
+        return self._reference("Import", request)
+
+    def fork(self, model: str, sequence: SequenceId, into: SequenceId | None = None) -> SequenceId:
+        """Start a sequence from the state that another one has; return its id.
+
+        Args:
+            model: the model's name.
+            sequence: the running sequence.
+            into: the new one's id; None to let the server choose one.
+
+        Raises:
+            NotFoundError: the sequence is not running.
+        """
+        request = sequences.ForkRequest(
+            sequence=exchange.write_reference(model, sequence), into=exchange.write_reference(model, into)
+        )
+        return self._reference("Fork", request)
+
+    def _reference(self, method: str, request: Any) -> SequenceId:
+        found = exchange.read_reference(self._call(method, request, sequences.SequenceReference, STATES_SERVICE))
+        assert found is not None
+        return found
+
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
@@ -194,6 +249,7 @@ class Client:
         method: str,
         request: Any,
         response: Any,
+        service: str = SERVICE,
         *,
         timeout: float | None = None,
         metadata: Sequence[tuple[str, str]] = (),
@@ -201,7 +257,7 @@ class Client:
         call = self._calls.get(method)
         if call is None:
             call = self._calls[method] = self._channel.unary_unary(
-                f"/{SERVICE}/{method}",
+                f"/{service}/{method}",
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=response.FromString,
             )

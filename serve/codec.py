@@ -132,6 +132,24 @@ def decode(kind: str, tensors: Sequence[WireTensor], raw: Sequence[bytes]) -> di
     return arrays
 
 
+def decode_states(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> dict[str, Array]:
+    """Read states from their names, datatypes, shapes and raw contents.
+
+    Raises:
+        InvalidRequestError: anything about a tensor is inconsistent.
+    """
+    arrays: dict[str, Array] = {}
+    for name, datatype, shape, data in tensors:
+        what = f"state {name!r}"
+        if name in arrays:
+            raise InvalidRequestError(f"{what} is given more than once")
+        if datatype not in _FIXED:
+            raise InvalidRequestError(f"{what} has datatype {datatype!r}; accepted: {', '.join(_FIXED)}")
+        count = _count(what, shape, _FIXED[datatype].itemsize)
+        arrays[name] = _from_raw(what, datatype, shape, count, data).reshape(shape)
+    return arrays
+
+
 def _count(what: str, shape: tuple[int, ...], size: int) -> int:
     """Return the number of elements in `shape`; Python's integers do not overflow."""
     if len(shape) > _MAXIMUM_RANK:

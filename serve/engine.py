@@ -32,7 +32,7 @@ from .model import Model, SessionSettings
 from .repository import Repository
 from .requests import Control, Reply, Request, SequenceId
 from .scheduler import BatchSettings, Scheduler
-from .sequences import Lane, SequenceSettings, SequenceTable, check_recurrent
+from .sequences import Answer, Lane, SequenceSettings, SequenceTable, check_recurrent
 from .ticks import run_tick
 from .warming import warm
 
@@ -322,6 +322,7 @@ class Engine:
         sequence_id: SequenceId | None = None,
         state: Mapping[str, Array] | None = None,
         version: str = "",
+        step: int | None = None,
     ) -> "EngineSequence":
         """Start a sequence.
 
@@ -330,6 +331,7 @@ class Engine:
             sequence_id: its id; None for one that the engine chooses.
             state: states to start from, `[1, …]` by input name; what is left out starts at its initial value.
             version: the model's version; empty for the newest.
+            step: the number of the step that the state is after; None if steps have no numbers.
 
         Raises:
             ServingError: the model has no sequences, the states do not fit it, or there is no room.
@@ -350,7 +352,8 @@ class Engine:
             self._sequences.begin(lane, found, start=True, given=given)
             slot = found.slots.take()
             found.arena.write(slot, given)
-            self._sequences.advance(lane, found, slot, now, start=True)
+            answer = None if step is None else Answer(step, b"", None, 0)
+            self._sequences.advance(lane, found, slot, now, start=True, answer=answer)
         from .engine_sequence import EngineSequence
 
         return EngineSequence(self, found, sequence_id)
@@ -395,8 +398,16 @@ class Engine:
         with self._changed:
             return self._sequences.holds(model, sequence_id)
 
-    def states(self, model: Model, sequence_id: SequenceId) -> dict[str, Array]:
-        """Return a sequence's states after the last step that is done, `[1, …]` by input name.
+    def model_of(self, model: str, sequence_id: SequenceId) -> Model:
+        """Return the model that a sequence runs on, or would if it ran.
+
+        Raises:
+            ModelNotFoundError: there is none of that name.
+        """
+        return self._sequences.model_of(model, sequence_id) or self.repository.get(model)
+
+    def snapshot(self, model: Model, sequence_id: SequenceId) -> tuple[dict[str, Array], int | None]:
+        """Return a sequence's states after the last step that is done, `[1, …]` by input name, and the step's number.
 
         Raises:
             SequenceNotFoundError: it is not running.
@@ -405,7 +416,7 @@ class Engine:
             lane = self._sequences.get(model, sequence_id)
             slot = self._sequences.begin(lane, model, start=False, given=())
             assert slot is not None
-            return model.arena.read(slot)
+            return model.arena.read(slot), None if lane.answer is None else lane.answer.step
 
     def expected_seconds(self, job: Job) -> float:
         """Return how long a request would take alone."""

@@ -55,7 +55,7 @@ class EngineSequence:
 
     def state(self) -> dict[str, Array]:
         """Return the states after the last step that is done, `[1, …]` by input name."""
-        return {name: array.copy() for name, array in self._engine.states(self._model, self.id).items()}
+        return self._engine.snapshot(self._model, self.id)[0]
 
     def fork(self, sequence_id: SequenceId | None = None) -> "EngineSequence":
         """Start another sequence from this one's states."""

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from cellport.errors import InvalidRequestError, NotFoundError, PreconditionError, SequenceExistsError, ServingError
 from cellport.protos import inference_pb2 as messages
+from cellport.protos import sequences_pb2 as sequences
 
 from . import codec
 from .codec import Array
@@ -71,6 +72,23 @@ class StreamAnswer:
     index: int
     outputs: Mapping[str, Array]
     error: ServingError | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snapshot:
+    """The state of a sequence after one of its steps.
+
+    Attributes:
+        model: the model's name.
+        version: its version.
+        states: arrays `[1, …]` by the names of the model's state inputs.
+        step: the number of the step, if it had one.
+    """
+
+    model: str
+    version: str
+    states: Mapping[str, Array]
+    step: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -151,6 +169,57 @@ def write_request(
         message.parameters["sequence_start"].bool_param = control.start
         message.parameters["sequence_end"].bool_param = control.end
     return message
+
+
+STATES_SERVICE = "cellport.SequenceStates"
+
+
+def write_reference(model: str, sequence: SequenceId | None) -> sequences.SequenceReference:
+    """Return the message that names a sequence, or leaves its id to the server."""
+    if sequence is None:
+        return sequences.SequenceReference(model_name=model)
+    if isinstance(sequence, str):
+        return sequences.SequenceReference(model_name=model, text=sequence)
+    return sequences.SequenceReference(model_name=model, number=sequence)
+
+
+def read_reference(message: sequences.SequenceReference) -> SequenceId | None:
+    """Return the id in a message that names a sequence; None if there is none.
+
+    Raises:
+        InvalidRequestError: it is too long.
+    """
+    found: SequenceId = message.number or message.text
+    return Control(id=found).id if found else None
+
+
+def write_snapshot(snapshot: Snapshot) -> sequences.SequenceState:
+    """Return the message of a state.
+
+    Raises:
+        InvalidRequestError: an array has no form on the wire.
+    """
+    message = sequences.SequenceState(model_name=snapshot.model, model_version=snapshot.version, step=snapshot.step)
+    for name, value in snapshot.states.items():
+        array = np.asarray(value)
+        datatype, data = codec.encode(array)
+        message.states.add(name=name, datatype=datatype, shape=array.shape, raw_contents=data)
+    return message
+
+
+def read_snapshot(message: sequences.SequenceState) -> Snapshot:
+    """Return the state in a message.
+
+    Raises:
+        InvalidRequestError: the bytes of a state do not fit its shape.
+    """
+    tensors = [(each.name, each.datatype, tuple(each.shape), each.raw_contents) for each in message.states]
+    return Snapshot(
+        model=message.model_name,
+        version=message.model_version,
+        states=codec.decode_states(tensors),
+        step=message.step if message.HasField("step") else None,
+    )
 
 
 def read_reply(message: messages.ModelInferResponse) -> dict[str, Array]:

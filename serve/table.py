@@ -5,15 +5,16 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
 from cellport.errors import UnsupportedCallError
-from cellport.protos import inference_pb2
+from cellport.protos import inference_pb2, sequences_pb2
 
 from . import reflection
 from .async_engine import AsyncEngine
 from .calls import Call, CallContext, Lifecycle, UnaryHandler
 from .description import DescriptionCalls
-from .exchange import SERVICE
+from .exchange import SERVICE, STATES_SERVICE
 from .health import HealthCalls
 from .inference import InferenceCalls
+from .state_calls import StateCalls
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -48,10 +49,15 @@ def build_table(engine: AsyncEngine, lifecycle: Lifecycle, *, window: int, send_
             calls.append(Call(method=path, request=request, stream=inference.stream))
         else:
             calls.append(Call(method=path, request=request, unary=unary.get(method.name, _refuse(method.name))))
+    states = StateCalls(engine.engine, lifecycle)
+    handlers: dict[str, UnaryHandler] = {"Export": states.export, "Import": states.import_, "Fork": states.fork}
+    for method in sequences_pb2.DESCRIPTOR.services_by_name["SequenceStates"].methods:
+        request = GetMessageClass(method.input_type)
+        calls.append(Call(method=f"/{STATES_SERVICE}/{method.name}", request=request, unary=handlers[method.name]))
     check = health_pb2.HealthCheckRequest
     calls.append(Call(method=f"/{_HEALTH}/Check", request=check, unary=health.check))
     calls.append(Call(method=f"/{_HEALTH}/Watch", request=check, stream=health.watch))
-    described = reflection.ReflectionCalls([SERVICE, _HEALTH])
+    described = reflection.ReflectionCalls([SERVICE, STATES_SERVICE, _HEALTH])
     calls.append(Call(method=reflection.METHOD, request=reflection.REQUEST, stream=described.info))
     return {call.method: call for call in calls}
 
