@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from cellport.errors import RequestCancelledError
 from .codec import Array
 from .engine import Engine, EngineSettings, deadline_error, wait_of
 from .engine_sequence import EngineSequence
+from .inline import WayChooser
 from .jobs import Job, Outcome
 from .requests import Reply, Request, SequenceId
 
@@ -106,6 +108,7 @@ class AsyncEngine:
         self.engine = engine if isinstance(engine, Engine) else Engine(engine, settings)
         self._mailbox: _Mailbox | None = None
         self._new: list[Job] = []
+        self._way = WayChooser()
 
     def submit(self, request: Request, receive: Callable[[Outcome], None]) -> Pending:
         """Take a request, so that requests run in the order of these calls.
@@ -157,10 +160,17 @@ class AsyncEngine:
 
     def _hand_over(self) -> None:
         jobs, self._new = self._new, []
-        engine = self.engine
-        quick = len(jobs) == 1 and engine.expected_seconds(jobs[0]) <= engine.settings.inline_seconds
-        for job, error in engine.accept(jobs, engine.run_here if quick else None):
+        for job, error in self.engine.accept(jobs, self.engine.run_here if self._is_alone(jobs) else None):
             job.done(error)
+
+    def _is_alone(self, jobs: Sequence[Job]) -> bool:
+        """Return whether the loop had better run what has come."""
+        inline = self._way.take(time.perf_counter(), len(jobs))
+        return (
+            inline
+            and len(jobs) == 1
+            and self.engine.expected_seconds(jobs[0]) <= self.engine.settings.inline_seconds
+        )
 
     async def infer(
         self,
