@@ -7,7 +7,7 @@ _WEIGHT = 0.5
 """Weight of the newest window in a way's rate."""
 
 _GAIN = 1.05
-"""How many times more requests the workers must get done to be chosen: on its own, a request is answered sooner here."""
+"""How many times more requests the workers must get done to be chosen."""
 
 _TRY_WORKERS = 4
 _TRY_INLINE = 32
