@@ -1,5 +1,6 @@
 """Multi-dimensional LSTMs stacked with subsampling windows, as in hierarchical image networks."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ class MDStack(nn.Module):
     and the part of a window that an image does not fill is 0.
 
     Under torch.export every axis of an image must have at least two windows at every layer (torch takes a size that
-    follows from another for one that it has to prove not to be 1): give its `Dim` the `min` for that.
+    follows from another for one that it has to prove not to be 1): give its `Dim` a `min` above `coarseness`. A file
+    of `cellport.export.to_onnx` takes images of any size.
 
     Args:
         input_size: features of the input.
@@ -113,6 +115,11 @@ class MDStack(nn.Module):
             width = layer.output_size
         self.dimensions: int = dimensions
         self.output_size = width
+
+    @property
+    def coarseness(self) -> tuple[int, ...]:
+        """The positions of the input along each dimension that one position of the output stands for."""
+        return tuple(math.prod(column) for column in zip(*self.windows, strict=True))
 
     def forward(self, input: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Run the layers over a batch of images.

@@ -16,6 +16,7 @@ from cellport.errors import ExportError
 from cellport.manifest import BATCH, TIME, Axes
 
 from .flat import Flat, Lift, Slots, in_precision, results
+from .image_sizes import coarseness
 from .probing import Call
 from .runs import Arrays, Contract
 from .signature import Leaf, axis_names, result_axes
@@ -223,13 +224,15 @@ def unlike_sizes(model: nn.Module, leaves: Sequence[Leaf]) -> dict[str, int]:
     """A size for each axis name that is no other axis's and none of the module's own sizes.
 
     The tracer takes two axes of one size for the same axis in places, and then fixes a dynamic one. Small numbers and
-    products of small ones are likely sizes of something inside, such as the number of gates.
+    products of small ones are likely sizes of something inside, such as the number of gates. Images have two windows
+    along each axis at least.
     """
     taken = {size for tensor in _tensors(model) for size in tensor.shape}
     taken |= {axis for leaf in leaves for axis in leaf.axes if isinstance(axis, int)}
     sizes: dict[str, int] = {}
+    least = max(11, coarseness(model) + 1) | 1
     for axis in axis_names(leaves):
-        sizes[axis] = next(size for size in itertools.count(11, 2) if _is_prime(size) and size not in taken)
+        sizes[axis] = next(size for size in itertools.count(least, 2) if _is_prime(size) and size not in taken)
         taken.add(sizes[axis])
     return sizes
 
@@ -269,7 +272,7 @@ def capture(
     lengths = _user_lengths(user, calls)
     plain = Flat(model, structure, Slots(tuple(range(len(user)))), range(len(names)), Lift())
     with torch.no_grad():
-        result = dict(result_axes(plain, _whole(user, lengths), names, sizes))
+        result = dict(result_axes(plain, _whole(user, lengths), names, sizes, coarseness(model)))
     user_states = _user_states(user, result, states)
     state_outputs = [state.output for state in user_states]
     order = [index for index, name in enumerate(names) if name not in state_outputs]

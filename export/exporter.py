@@ -28,6 +28,7 @@ from .capture import Captured, Copies, unlike_sizes
 from .describing import describe_graph
 from .drawn import Draw, with_draw
 from .graphing import FixedAxisError, check, graph_of_module, make_optional, save
+from .image_sizes import coarseness
 from .lifting import capture_lifted
 from .lowering import Lowering
 from .probing import probe, run_unchanged
@@ -207,7 +208,7 @@ def to_onnx(
                 OnnxRunner(draft),
                 own,
                 captured.runner(torch.float64),
-                QUICK,
+                QUICK.with_windows(coarseness(model)),
                 examples=examples,
                 exact=shrinking.exact,
                 only=shrinking.only,

@@ -14,6 +14,7 @@ from cellport.manifest import BATCH, METADATA_KEY, Manifest
 
 from . import passes
 from .capture import Captured
+from .image_sizes import coarseness
 from .lowering import Lowering, lower
 from .passes.optional_inputs import Default
 from .probing import looped_step
@@ -55,7 +56,9 @@ def graph_of_module(
         ExportError: the module cannot be traced or translated; the message names what stands in the way.
     """
     leaves = captured.leaves()
-    dimensions = {axis: torch.export.Dim(axis, min=1) for axis in captured.sizes}
+    coarse = coarseness(captured.module)
+    least = coarse + 1 if coarse > 1 else 1
+    dimensions = {axis: torch.export.Dim(axis, min=1 if axis == BATCH else least) for axis in captured.sizes}
     shapes = tuple(
         {position: dimensions[axis] for position, axis in enumerate(leaf.axes) if isinstance(axis, str)}
         for leaf in leaves

@@ -4,16 +4,19 @@ An integer input named ``sizes`` of axes [batch, N], such as `cellport.cells.MDL
 another input has N or more dynamic axes besides the batch: its columns are the sizes along the first N of these.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
+from cellport.cells import MDStack
 from cellport.manifest import BATCH, Axes
 
 from .runs import Array, Arrays
 
-__all__ = ["SIZES", "ImageSizes"]
+__all__ = ["SIZES", "ImageSizes", "coarseness"]
 
 SIZES = "sizes"
 
@@ -71,3 +74,12 @@ class ImageSizes:
                 inside &= place < drawn[:, column].reshape([-1 if each == BATCH else 1 for each in axes])
             clean[name] = np.where(inside, clean[name], 0).astype(clean[name].dtype)
             garbage[name] = np.where(inside, garbage[name], np.nan).astype(clean[name].dtype)
+
+
+def coarseness(model: nn.Module) -> int:
+    """How many positions of an image, along any axis, one of the result stands for; 1 without an `MDStack`.
+
+    The tracer needs larger images, so that no axis has a single window anywhere: it takes that for a case of its own,
+    which the graph is not.
+    """
+    return math.prod(max(each.coarseness) for each in model.modules() if isinstance(each, MDStack))

@@ -18,6 +18,7 @@ from .capture import Captured, Copies, capture, unlike_sizes
 from .drawn import Draw, with_draw
 from .examination import Examination, errors_by_step
 from .flat import Lift, results
+from .image_sizes import coarseness
 from .probing import probe
 from .reroll import reroll
 from .runs import Array
@@ -109,7 +110,7 @@ def examine(
         runner,
         own,
         float64,
-        grid or Grid(),
+        grid or Grid().with_windows(coarseness(model)),
         progress,
         examples=examples,
         record=figures.append,

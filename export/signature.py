@@ -243,15 +243,16 @@ def _axes(name: str, value: Tensor, named: Mapping[int, Any]) -> Axes:
 
 
 def result_axes(
-    run: Any, leaves: Sequence[Leaf], outputs: Sequence[str], sizes: Mapping[str, int]
+    run: Any, leaves: Sequence[Leaf], outputs: Sequence[str], sizes: Mapping[str, int], growth: int = 1
 ) -> Iterator[tuple[str, Axes]]:
-    """Find the axes of each result by running with each named axis one larger.
+    """Find the axes of each result by running with each named axis larger.
 
     Args:
         run: maps arguments to a tuple of tensors.
         leaves: the arguments.
         outputs: a name for each result.
         sizes: a size for each named axis.
+        growth: by how much; more than one for a model whose results have a position for several of the arguments.
 
     Yields:
         The name and axes of each result. An axis that follows a named one without being equal to it gets a name of
@@ -261,13 +262,13 @@ def result_axes(
         ExportError: the module does not run with another size of an axis.
     """
     base = _at(run, leaves, sizes)
-    grown = {axis: _at(run, leaves, {**sizes, axis: sizes[axis] + 1}) for axis in sizes}
+    grown = {axis: _at(run, leaves, {**sizes, axis: sizes[axis] + growth}) for axis in sizes}
     for index, name in enumerate(outputs):
         axes: list[int | str] = list(base[index].shape)
         for axis, results in grown.items():
             for position, (before, after) in enumerate(zip(base[index].shape, results[index].shape, strict=True)):
                 if before != after:
-                    same = before == sizes[axis] and after == sizes[axis] + 1
+                    same = before == sizes[axis] and after == sizes[axis] + growth
                     axes[position] = axis if same else f"{name}_axis_{position}"
         for axis in sizes:
             if axis in axes and not _keeps_rank(run, leaves, {**sizes, axis: 1}, index, len(axes)):

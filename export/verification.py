@@ -7,7 +7,7 @@ truth). The bound follows the module: one that loses digits in PyTorch may lose 
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,12 +83,27 @@ class CaseFigures:
 
 @dataclass(frozen=True)
 class Grid:
-    """The cases to compare: every combination of the axes below that the model's manifest allows."""
+    """The cases to compare: every combination of the first three fields that the model's manifest allows.
+
+    Attributes:
+        batches: numbers of rows.
+        steps: sizes of the time axis.
+        chunks: steps of each run; None for one pass.
+        seed: of the inputs of the first case.
+        others: sizes that all other axes take in turn.
+    """
 
     batches: tuple[int, ...] = (1, 2, 7)
     steps: tuple[int, ...] = (1, 2, 13, 64)
     chunks: tuple[int | None, ...] = (None, 5, 1)
     seed: int = 0
+    others: tuple[int, ...] = _OTHER_SIZES
+
+    def with_windows(self, coarse: int) -> "Grid":
+        """The grid for a model whose results have a position for `coarse` of an image: with one of them and several."""
+        if coarse == 1:
+            return self
+        return replace(self, batches=self.batches * 2, others=(1, 2, coarse + 1, 2 * coarse + 1))
 
     def cases(self, manifest: Manifest) -> Iterator[Case]:
         """Enumerate the cases that make sense for a model."""
@@ -153,7 +168,8 @@ def compare(
     looked = 0
     for number, case in enumerate(cases):
         own_feeds = None if case.given is None else given[case.given]
-        drawn = feeds(manifest, case, examples, only, draws) if own_feeds is None else (own_feeds, own_feeds)
+        drawn = (own_feeds, own_feeds) if own_feeds is not None else None
+        drawn = drawn or feeds(manifest, case, examples, only, draws, grid.others)
         errors = _errors(contract, onnx, float32, float64, case, drawn)
         others: list[dict[str, tuple[float, float, float, bool]]] = []
         if exact and any(
@@ -287,8 +303,9 @@ def feeds(
     examples: Mapping[str, Array] = _NONE,
     only: Mapping[str, Array] = _NONE,
     draws: Draw | None = None,
+    other_sizes: Sequence[int] = _OTHER_SIZES,
 ) -> tuple[Arrays, Arrays]:
-    """Draw the inputs of a case. Axes other than batch and time take the sizes 1, 2 and 5 in turn.
+    """Draw the inputs of a case. Axes other than batch and time take the `other_sizes` in turn.
 
     Returns:
         The inputs with clean padding, and the same with garbage in it (NaN, or other valid integers).
@@ -297,7 +314,7 @@ def feeds(
     sizes: dict[str, int] = {BATCH: case.batch, TIME: case.steps}
     others = dict.fromkeys(axis for each in manifest.inputs for axis in each.axes if isinstance(axis, str))
     for number, axis in enumerate(others):
-        sizes.setdefault(axis, _OTHER_SIZES[(case.seed + number) % len(_OTHER_SIZES)])
+        sizes.setdefault(axis, other_sizes[(case.seed + number) % len(other_sizes)])
     clean: Arrays = {}
     garbage: Arrays = {}
     drawn: Arrays = {}
