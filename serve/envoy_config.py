@@ -57,6 +57,10 @@ def build_config(host: str, port: int, admin: Path) -> dict[str, Any]:
     config: dict[str, Any] = PyvoyServer(APPLICATION, address=host, port=port, lifespan=True).get_envoy_config()
     config["admin"] = {"address": {"pipe": {"path": str(admin), "mode": 0o600}}}
     listener = config["static_resources"]["listeners"][0]
+    # Envoy hangs up on a client that cancels many of its calls, and so breaks off the others. In gRPC that is how
+    # deadlines end, and no attack. (So does nghttp2, see `stream_reset_burst` below.)
+    runtime = {"overload.premature_reset_total_stream_count": _NO_LIMIT}
+    config["layered_runtime"] = {"layers": [{"name": "cellport", "static_layer": runtime}]}
     # Two servers on one port would share its connections at random.
     listener["enable_reuse_port"] = False
     listener["per_connection_buffer_limit_bytes"] = _BUFFER
@@ -81,6 +85,8 @@ def build_config(host: str, port: int, admin: Path) -> dict[str, Any]:
             "max_concurrent_streams": _NO_LIMIT,
             "initial_stream_window_size": _STREAM_WINDOW,
             "initial_connection_window_size": _CONNECTION_WINDOW,
+            "stream_reset_burst": _NO_LIMIT,
+            "stream_reset_rate": _NO_LIMIT,
         },
     }
     return config
