@@ -12,6 +12,7 @@ from cellport.cells import DAG, DAGLSTM, LSTM, CellError, dags_of, levels_of
 from .graph_oracle import dag
 
 F, H, TYPES = 3, 2, 4
+SUFFIXES = ("", "_reverse")
 VARIANTS = [{"variant": "full"}, {"variant": "light", "type_size": 3}]
 
 
@@ -93,6 +94,42 @@ def test_the_full_form_is_the_light_one_with_one_hot_embeddings():
     light.load_state_dict(full.state_dict() | {f"types{s}": torch.eye(TYPES).double() for s in ("", "_reverse")})
     edges, x = draw_edges(8), draw(8)
     close(light(x, *graphs(edges, 8)), full(x, *graphs(edges, 8)))
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_documents_of_a_union_are_what_they_are_alone(options):
+    parts = [(5, draw_edges(5, 0)), (1, []), (7, draw_edges(7, 1))]
+    cell, x, start, united = build(**options), draw(13), 0, []
+    for nodes, edges in parts:
+        united += [(j + start, t + start, kind) for j, t, kind in edges]
+        start += nodes
+    together, start = cell(x, *graphs(united, 13))[0], 0
+    for nodes, edges in parts:
+        close(together[start : start + nodes], cell(x[start : start + nodes], *graphs(edges, nodes))[0])
+        start += nodes
+
+
+def test_numbers_of_nodes_do_not_matter():
+    """What a node reads is what counts; where an edge leads in the numbering plays no part in one graph."""
+    cell, x, graph = build(bidirectional=False), draw(9), graphs(draw_edges(9), 9)[0]
+    new = np.random.default_rng(5).permutation(9)
+    old = np.argsort(new)
+    near, types = graph.predecessors.numpy()[old], graph.types[torch.tensor(old)]
+    renamed = np.where(near < 0, -1, new[near])
+    found = cell(x[old], DAG(torch.tensor(renamed), types, torch.tensor(levels_of(renamed))))[0]
+    close(found[new], cell(x, graph)[0])
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_float32_stays_within_1e_5_of_the_oracle_over_60_words(options):
+    """With a sum over predecessors that stays small, as it is not normalised."""
+    edges, cell, x = draw_edges(60, share=0.03), build(**options), draw(60)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.mul_(0.5)
+    wanted = [dag(weights_of(cell, s), x.numpy(), edges, s != "", cell.variant == "light")[0] for s in SUFFIXES]
+    found = cell.float()(x.float(), *graphs(edges, 60))[0]
+    np.testing.assert_allclose(found.detach().numpy(), np.concatenate(wanted, 1), rtol=1e-5, atol=1e-5)
 
 
 def test_one_direction_alone_is_the_first_half():

@@ -133,7 +133,7 @@ def draw_three(nodes, neighbours, order):
 
 
 def test_a_directed_chain_is_the_lstm():
-    """With N(i) = {i - 1}, states of zeros and the newest gate states; an undirected chain is not."""
+    """With N(i) = {i - 1}, states of zeros and the newest gate states; old ones or an undirected chain are not."""
     steps = 7
     lstm = LSTM(F, H, dtype=torch.float64)
     cell = build(output="o_tanh_m")
@@ -149,6 +149,9 @@ def test_a_directed_chain_is_the_lstm():
     close(m[-1], state.c[0, 0])
     both = neighbours_of(np.stack([np.arange(steps - 1), np.arange(1, steps)], 1), steps)
     assert (visit(cell, x, both, np.arange(steps))[0] - h).abs().max() > 1e-3
+    old = build(output="o_tanh_m", gate_states="old")
+    old.load_state_dict(cell.state_dict())
+    assert (visit(old, x, chain, np.arange(steps))[0] - h).abs().max() > 1e-3
 
 
 def test_graphs_of_a_union_are_what_they_are_alone():
@@ -170,6 +173,49 @@ def test_numbers_of_nodes_do_not_matter_while_the_order_is_the_same():
     renamed[new] = np.where(neighbours < 0, -1, new[neighbours])
     found = visit(cell, x[np.argsort(new)], renamed, new[order])[0]
     close(found[new], visit(cell, x, neighbours, order)[0])
+
+
+def test_numbers_of_superpixels_do_not_matter_where_ties_are_broken_by_something_else():
+    """Of equally confident nodes the upper left one comes first, whatever its number."""
+    neighbours, _ = draw_graph(12)
+    rng = np.random.default_rng(3)
+    confidence, place = rng.integers(0, 3, 12) / 4, rng.permutation(12)
+    cell = build(layers=2)
+    x, _, _ = draw(12)
+    new = rng.permutation(12)
+    renamed = np.full_like(neighbours, -1)
+    renamed[new] = np.where(neighbours < 0, -1, new[neighbours])
+
+    def ordered(confidence, place):
+        by_place = np.argsort(place)
+        return by_place[visiting_order(confidence[by_place])]
+
+    wanted = visit(cell, x, neighbours, ordered(confidence, place))[0]
+    old = np.argsort(new)
+    found = visit(cell, x[old], renamed, ordered(confidence[old], place[old]))[0]
+    close(found[new], wanted)
+    assert (visit(cell, x[old], renamed, visiting_order(confidence[old]))[0][new] - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_float32_stays_within_1e_5_of_the_oracle_over_100_nodes(options):
+    neighbours, order = draw_graph(100, share=0.05)
+    cell = build(**options)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.mul_(0.5)
+    x, h, m = draw(100)
+    wanted = oracle(cell, x, neighbours, order, h, m)[0]
+    single = visit(cell.float(), x.float(), neighbours, order, (h.float(), m.float()))[0]
+    np.testing.assert_allclose(single.detach().numpy(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_one_feature_and_one_unit_are_the_oracles(nodes):
+    torch.manual_seed(0)
+    cell = GraphLSTM(1, 1, dtype=torch.float64)
+    x, h, m = (torch.randn(nodes, 1, dtype=torch.float64) for _ in range(3))
+    agree(cell, x, *draw_graph(nodes, share=1.0), h, m)
 
 
 def test_an_isolated_node_has_no_neighbour_terms():

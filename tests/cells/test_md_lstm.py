@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cellport.cells import LSTM, MDLSTM, MDRNN, CellError
+from cellport.cells import LSTM, MDLSTM, MDRNN, RNN, CellError
 from cellport.cells.md_forms import MEMORY_CELLS
 
 from .grid_oracle import md_lstm, md_rnn, raster
@@ -416,3 +416,61 @@ def test_an_input_that_is_not_accepted_is_named(x, sizes, message):
 def test_nonlinearities_that_the_mdrnn_does_not_have_are_named():
     with pytest.raises(CellError, match="nonlinearity is 'sigmoid'; accepted: 'tanh', 'relu'"):
         MDRNN(2, 3, nonlinearity="sigmoid")
+
+
+def test_one_dimension_of_the_mdrnn_is_an_rnn():
+    layer, rnn = build(1, kind=MDRNN), RNN(I, H, bidirectional=True, dtype=torch.float64)
+    with torch.no_grad():
+        for ours, theirs in (("", ""), ("_flip0", "_reverse")):
+            getattr(rnn, f"weight_ih_l0{theirs}").copy_(getattr(layer, f"weight_ih{ours}"))
+            getattr(rnn, f"weight_hh_l0{theirs}").copy_(getattr(layer, f"weight_hh{ours}")[0])
+            getattr(rnn, f"bias_ih_l0{theirs}").copy_(getattr(layer, f"bias{ours}"))
+            getattr(rnn, f"bias_hh_l0{theirs}").zero_()
+    x, lengths = draw((6,)), torch.tensor([6, 2, 0, 5])
+    close(layer(x, lengths[:, None]), rnn(x, None, lengths)[0], 1e-15)
+
+
+def test_gradients_of_the_mdrnn_are_finite_differences():
+    layer, sizes = build(kind=MDRNN), torch.tensor([[3, 4], [2, 1]])
+    names = [name for name, _ in layer.named_parameters()]
+
+    def run(x, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x, sizes))
+
+    arguments = [t.detach().clone().requires_grad_() for t in (draw((3, 4), 2), *layer.parameters())]
+    assert torch.autograd.gradcheck(run, arguments, eps=1e-6, atol=1e-7, rtol=1e-6, fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", [MDRNN, MDLSTM])
+def test_a_permuted_batch_gives_permuted_outputs(kind):
+    layer, x, sizes, order = build(kind=kind), draw((3, 4)), SIZES[:, :2], torch.tensor([2, 0, 3, 1])
+    close(layer(x[:, :, order], sizes[order]), layer(x, sizes)[:, :, order], 1e-14)
+
+
+@pytest.mark.parametrize("kind", [MDRNN, MDLSTM])
+def test_one_feature_and_one_unit_at_one_position_are_the_equations(kind):
+    layer = kind(1, 1, dtype=torch.float64, directions="forward")
+    x = torch.tensor([[[[0.7]]]], dtype=torch.float64)
+    a = (layer.weight_ih * 0.7).flatten() + layer.bias
+    wanted = torch.tanh(a)
+    if kind is MDLSTM:
+        i, _, _, g, o = a
+        wanted = torch.sigmoid(o) * torch.tanh(torch.sigmoid(i) * torch.tanh(g))
+    close(layer(x).flatten(), wanted.reshape(1), 1e-15)
+
+
+@pytest.mark.parametrize("cell", MEMORY_CELLS)
+def test_memory_on_an_image_of_64_by_64_stays_below_what_its_gates_allow(cell):
+    """A mean adds nothing; a decay by at most f adds up to 1 / (1 - f). The standard cell sums over paths instead."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 64, 1, I, dtype=torch.float64)
+    layer = MDLSTM(I, 4, cell=cell, directions="forward", dtype=torch.float64)
+    with torch.no_grad():
+        memory = layer.forward_with_memory(x).s.abs().max().item()
+        greatest = layer.bias + layer.weight_ih.abs() @ x.abs().amax((0, 1, 2)) + layer.weight_hh.abs().sum((0, 2))
+    forget = [a for a, block in zip(greatest.split(4), layer.form.blocks, strict=True) if block.startswith("f")]
+    gate = torch.sigmoid(torch.stack(forget)).max().item()
+    if cell == "standard":
+        assert memory > 50
+    else:
+        assert memory < (1 / (1 - gate) if cell in ("halved", "stable") else 1)

@@ -97,6 +97,20 @@ def test_lstm_cell_grows_by_at_most_one_a_step():
     assert (final.c.abs() <= state.c.abs() + 20).all()
 
 
+def test_lstm_whose_projection_selects_units_is_the_lstm_of_these_units():
+    """W_hr = [I 0]: as torch's, a projection has fewer features than units; those left out are read by no one."""
+    wide, narrow = LSTM(3, 5, proj_size=3).double(), LSTM(3, 3).double()
+    with torch.no_grad():
+        for name, value in narrow.named_parameters():
+            wide.get_parameter(name).unflatten(0, (4, 5))[:, :3] = value.unflatten(0, (4, 3))
+        wide.weight_hr_l0.copy_(torch.eye(3, 5))
+    input, (h, c) = draw(wide, 5, 2)
+    lengths = torch.tensor([5, 2])
+    output, final = wide(input, (h, c), lengths)
+    wanted, (last, memory) = narrow(input, (h, c[..., :3]), lengths)
+    close((output, final.h, final.c[..., :3]), (wanted, last, memory))
+
+
 @pytest.mark.parametrize("proj_size", [0, 2])
 def test_lstm_with_peepholes_of_0_is_the_lstm(proj_size):
     options = {"num_layers": 2, "bidirectional": True, "proj_size": proj_size}

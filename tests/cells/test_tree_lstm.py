@@ -127,6 +127,25 @@ def test_numbers_of_nodes_do_not_matter():
     close(grow(cell, x[np.argsort(new)], renamed)[0][new], grow(cell, x, children)[0])
 
 
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_float32_stays_within_1e_5_of_the_oracle_over_100_nodes(options):
+    cell, children, x = build(**options), draw_tree(100, options.get("arity")), draw(100)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.mul_(0.5)
+    wanted = oracle(cell, x, children)[0]
+    found = grow(cell.float(), x.float(), children)[0]
+    np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [{"kind": "child_sum"}, {"kind": "n_ary", "arity": 2}], ids=str)
+def test_one_feature_and_one_unit_are_the_oracles(kind):
+    torch.manual_seed(0)
+    cell, x = TreeLSTM(1, 1, dtype=torch.float64, **kind), draw(6)[:, :1]
+    children = draw_tree(6, kind.get("arity"))
+    close(grow(cell, x, children)[0].detach(), oracle(cell, x, children)[0])
+
+
 def test_levels_are_heights():
     children = np.array([[1, 2], [3, -1], [-1, -1], [-1, -1]])
     assert levels_of(children, width=2).tolist() == [[2, 3], [1, -1], [0, -1]]

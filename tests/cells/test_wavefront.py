@@ -275,3 +275,23 @@ def test_what_does_not_fit_together_is_refused_by_name(change, message):
             arguments.pop("grid"),
             **arguments,
         )
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (5, 1), (4, 7), (2, 3, 4)])
+def test_a_step_without_products_is_raster_order_to_the_bit(grid):
+    """A product may round otherwise for another number of rows; nothing else may."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(H, generator=generator) for _ in grid]
+    x = torch.randn(*grid, 2, H, generator=generator)
+
+    def step(before, a):
+        for weight, h in zip(weights, before, strict=True):
+            a = a + weight * h
+        return torch.tanh(a), torch.tanh(a)
+
+    found = wavefront(step, torch.zeros(2, H), x, grid)[0]
+    wanted = {}
+    for p in np.ndindex(*grid):
+        near = [tuple(c - (axis == d) for axis, c in enumerate(p)) for d in range(len(grid))]
+        wanted[p] = step([wanted.get(each, torch.zeros(2, H)) for each in near], x[p])[0]
+        assert torch.equal(found[p], wanted[p])
