@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +16,7 @@ from cellport.errors import RequestCancelledError
 from .codec import Array
 from .engine import Engine, EngineSettings, deadline_error, wait_of
 from .engine_sequence import EngineSequence
+from .generation import TOKENS, Sampling
 from .inline import WayChooser
 from .jobs import Job, Outcome
 from .requests import Reply, Request, SequenceId
@@ -110,7 +111,12 @@ class AsyncEngine:
         self._new: list[Job] = []
         self._way = WayChooser()
 
-    def submit(self, request: Request, receive: Callable[[Outcome], None]) -> Pending:
+    def submit(
+        self,
+        request: Request,
+        receive: Callable[[Outcome], None],
+        partial: Callable[[Outcome], None] | None = None,
+    ) -> Pending:
         """Take a request, so that requests run in the order of these calls.
 
         The engine is given all that come in one turn of the loop together.
@@ -118,6 +124,7 @@ class AsyncEngine:
         Args:
             request: the request.
             receive: called once on the loop with the reply or the error.
+            partial: called on the loop with each token of a generation.
 
         Raises:
             ServingError: the request is wrong; `receive` is not called.
@@ -126,7 +133,14 @@ class AsyncEngine:
         if self._mailbox is None:
             self._mailbox = _Mailbox(loop)
         mailbox, pending = self._mailbox, Pending(self.engine, receive)
-        pending.job = self.engine.prepare(request, lambda outcome: mailbox.post(pending.deliver, outcome))
+        post = None
+        if partial is not None:
+            receive_partial = partial
+
+            def post(reply: Reply) -> None:
+                mailbox.post(receive_partial, reply)
+
+        pending.job = self.engine.prepare(request, lambda outcome: mailbox.post(pending.deliver, outcome), post)
         if request.deadline is not None:
             pending.expire_at(request.deadline)
         if not self._new:
@@ -167,9 +181,7 @@ class AsyncEngine:
         """Return whether the loop had better run what has come."""
         inline = self._way.take(time.perf_counter(), len(jobs))
         return (
-            inline
-            and len(jobs) == 1
-            and self.engine.expected_seconds(jobs[0]) <= self.engine.settings.inline_seconds
+            inline and len(jobs) == 1 and self.engine.expected_seconds(jobs[0]) <= self.engine.settings.inline_seconds
         )
 
     async def infer(
@@ -192,6 +204,35 @@ class AsyncEngine:
             priority=priority,
         )
         return dict((await self.call(request)).outputs)
+
+    async def generate(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        sampling: Sampling,
+        *,
+        version: str = "",
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> AsyncIterator[int]:
+        """Generate tokens, and yield each as soon as it is drawn; see `Engine.generate`."""
+        request = Request(
+            model=model, inputs=inputs, sampling=sampling, version=version, deadline=deadline, priority=priority
+        )
+        news: asyncio.Queue[tuple[bool, Outcome]] = asyncio.Queue()
+        pending = self.submit(
+            request, lambda outcome: news.put_nowait((True, outcome)), lambda reply: news.put_nowait((False, reply))
+        )
+        try:
+            while True:
+                last, outcome = await news.get()
+                if isinstance(outcome, Exception):
+                    raise outcome
+                if last:
+                    return
+                yield int(outcome.outputs[TOKENS][0, 0])
+        finally:
+            pending.cancel()
 
     async def open_sequence(
         self,

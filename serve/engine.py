@@ -8,9 +8,10 @@ import concurrent.futures
 import hashlib
 import itertools
 import logging
+import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +22,14 @@ import numpy as np
 from cellport.errors import (
     DeadlineExceededError,
     InvalidRequestError,
+    RequestCancelledError,
     SequenceExistsError,
     ServingError,
     UnavailableError,
 )
 
 from .codec import Array
+from .generation import TOKENS, Generation, Sampling
 from .jobs import Completion, Job, Outcome, Place, Tick
 from .model import Model, SessionSettings
 from .repository import Repository
@@ -174,6 +177,57 @@ class Engine:
         )
         return dict(self.call(request).outputs)
 
+    def generate(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        sampling: Sampling,
+        *,
+        version: str = "",
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> Iterator[int]:
+        """Generate tokens, and yield each as soon as it is drawn; leaving the iteration ends the generation.
+
+        Args:
+            model: the model's name.
+            inputs: the prompt `[1, time]` under the name of the model's token input, and what else the model takes.
+            sampling: how tokens are drawn, and when enough of them are.
+            version: as in `infer`.
+            deadline: as in `infer`.
+            priority: as in `infer`.
+
+        Raises:
+            ServingError: one of its subclasses says why there are no more tokens.
+        """
+        request = Request(
+            model=model, inputs=inputs, sampling=sampling, version=version, deadline=deadline, priority=priority
+        )
+        news: queue.SimpleQueue[tuple[bool, Outcome]] = queue.SimpleQueue()
+        job = self.prepare(request, lambda outcome: news.put((True, outcome)), lambda reply: news.put((False, reply)))
+        for _, error in self.accept([job]):
+            raise error
+        return self._tokens(job, news, deadline)
+
+    def _tokens(
+        self, job: Job, news: "queue.SimpleQueue[tuple[bool, Outcome]]", deadline: float | None
+    ) -> Iterator[int]:
+        try:
+            while True:
+                try:
+                    last, outcome = news.get(timeout=None if deadline is None else wait_of(deadline - self.clock()))
+                except queue.Empty:
+                    deadline = None
+                    self.cancel(job, deadline_error())
+                    continue
+                if isinstance(outcome, Exception):
+                    raise outcome
+                if last:
+                    return
+                yield int(outcome.outputs[TOKENS][0, 0])
+        finally:
+            self.cancel(job, RequestCancelledError("the generation was left"))
+
     def call(self, request: Request) -> Reply:
         """Run one request and wait for its reply.
 
@@ -209,18 +263,38 @@ class Engine:
             raise error
         return Ticket(self, job)
 
-    def prepare(self, request: Request, done: Callable[[Outcome], None]) -> Job:
+    def prepare(
+        self,
+        request: Request,
+        done: Callable[[Outcome], None],
+        partial: Callable[[Reply], None] | None = None,
+    ) -> Job:
         """Check a request, without accepting it.
+
+        Args:
+            request: the request.
+            done: called once with the reply or the error.
+            partial: called with each token of a generation.
 
         Raises:
             ServingError: the request is wrong.
         """
         controls, model = self._controls(request)
         ends_only = bool(controls) and not request.inputs and all(each.end and not each.start for each in controls)
-        bound = None
+        bound, generation = None, None
+        outputs = request.outputs
+        if request.sampling is not None:
+            generation = Generation(request.sampling, model.contract)
+            if any(name != TOKENS for name in outputs):
+                raise InvalidRequestError(f"outputs are {list(outputs)}; accepted of a generation: [{TOKENS!r}]")
+            outputs = (generation.scores_output,)
         if not ends_only:
             inputs = {name: np.asarray(value) for name, value in request.inputs.items()}
-            bound = model.contract.bind(inputs, request.outputs, sequences=len(controls))
+            bound = model.contract.bind(inputs, outputs, sequences=len(controls))
+            if generation is not None and (bound.rows != 1 or (bound.lengths is not None and bound.lengths[0] < 1)):
+                raise InvalidRequestError(
+                    f"the prompt has {bound.rows} rows; accepted of a generation: 1, of at least one token"
+                )
         if request.deadline is not None and request.deadline <= self.clock():
             raise deadline_error()
         return Job(
@@ -231,6 +305,8 @@ class Engine:
             priority=request.priority or self.settings.batch.default_priority,
             controls=controls,
             new=request.new,
+            generation=generation,
+            partial=partial,
             digest=_digest(request) if any(each.step is not None for each in controls) else b"",
         )
 
@@ -508,6 +584,11 @@ def deadline_error() -> DeadlineExceededError:
 def _deliver(completions: Iterable[Completion]) -> None:
     for each in completions:
         try:
-            each.job.done(each.outcome)
+            if each.partial:
+                assert each.job.partial is not None
+                assert isinstance(each.outcome, Reply)
+                each.job.partial(each.outcome)
+            else:
+                each.job.done(each.outcome)
         except Exception:
             _log.exception("delivering an answer failed")

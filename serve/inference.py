@@ -1,8 +1,10 @@
 """ModelInfer and ModelStreamInfer: the conversion between messages and the engine's requests."""
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from google.protobuf.message import Message
 
@@ -19,6 +21,7 @@ from .requests import Control, Reply, Request, SequenceId
 from .status import status_of
 
 FINAL_PARAMETER = "triton_final_response"
+FINISH_PARAMETER = "finish_reason"
 
 
 class InferenceCalls:
@@ -105,6 +108,7 @@ class InferenceCalls:
             version=message.model_version,
             control=given.control,
             new=given.new,
+            sampling=given.sampling,
             priority=given.priority,
             outputs=outputs,
             inputs=codec.read_inputs(message),
@@ -115,12 +119,13 @@ class InferenceCalls:
 class _Entry:
     """A request of a stream that is not answered yet."""
 
-    __slots__ = ("final", "key", "message", "pending", "response")
+    __slots__ = ("final", "generates", "key", "message", "pending", "response")
 
     def __init__(self, message: ModelInferRequest) -> None:
         self.message = message
         self.key: tuple[str, SequenceId] | None = None
         self.final = False
+        self.generates = False
         self.pending: Pending | None = None
         self.response: ModelStreamInferResponse | None = None
 
@@ -195,12 +200,25 @@ class _Stream:
                 entry.key = message.model_name, given.control.id
                 self._order.setdefault(entry.key, deque()).append(entry)
             request = self._calls.read(message, given, context)
-            entry.pending = self._engine.submit(request, lambda outcome: self._receive(entry, outcome))
+            partial = None if request.sampling is None else functools.partial(self._receive_token, entry)
+            entry.pending = self._engine.submit(request, functools.partial(self._receive, entry), partial)
         except Exception as error:
             self._receive(entry, error)
 
+    def _receive_token(self, entry: _Entry, reply: Outcome) -> None:
+        """Take the next token of a generation."""
+        assert isinstance(reply, Reply)
+        entry.generates = True
+        response = ModelStreamInferResponse(infer_response=write_reply(reply, entry.message.id))
+        response.infer_response.parameters[FINAL_PARAMETER].bool_param = False
+        self._ready.append(response)
+        self._tell()
+
     def _receive(self, entry: _Entry, outcome: Outcome) -> None:
         """Take an outcome, and send it unless an earlier step of the same sequence is not answered yet."""
+        if entry.generates and isinstance(outcome, Reply):
+            self._end(entry, outcome)
+            return
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -222,6 +240,16 @@ class _Stream:
         if not order:
             del self._order[entry.key]
 
+    def _end(self, entry: _Entry, reply: Reply) -> None:
+        """End a generation, whose tokens have all been sent."""
+        del self._entries[entry]
+        if entry.final:
+            empty = replace(reply, outputs={})
+            response = ModelStreamInferResponse(infer_response=write_reply(empty, entry.message.id))
+            response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
+            self._ready.append(response)
+        self._tell()
+
     def _send(self, entry: _Entry, response: ModelStreamInferResponse) -> None:
         del self._entries[entry]
         self._ready.append(response)
@@ -236,6 +264,8 @@ def write_reply(reply: Reply, request_id: str) -> ModelInferResponse:
     """Return the message of a reply."""
     response = ModelInferResponse(model_name=reply.model, model_version=reply.version, id=request_id)
     codec.write_outputs(response, reply.outputs)
+    if reply.finish is not None:
+        response.parameters[FINISH_PARAMETER].string_param = reply.finish
     if isinstance(reply.sequence_id, int):
         response.parameters["sequence_id"].int64_param = reply.sequence_id
     elif reply.sequence_id is not None:

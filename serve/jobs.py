@@ -8,6 +8,7 @@ import numpy as np
 
 from .codec import Array
 from .contract import Bound
+from .generation import Generation
 from .model import Model
 from .requests import Control, Reply
 
@@ -47,6 +48,8 @@ class Job:
         controls: what the request says of its rows' sequences.
         new: the sequence's id was chosen by the engine.
         digest: of what it asks, if its steps are numbered.
+        generation: what it generates, if it does.
+        partial: called with each token of a generation, outside of any lock; None if they are to be told at the end.
         places: for each row, its place in a sequence; empty outside of sequences.
         number: its place in the order of arrival.
         key: what jobs have in common that may share a run.
@@ -69,6 +72,8 @@ class Job:
     controls: Sequence[Control] = ()
     new: bool = False
     digest: bytes = b""
+    generation: Generation | None = None
+    partial: Callable[[Reply], None] | None = None
     places: Sequence[Place] = ()
     number: int = 0
     key: Hashable = None
@@ -174,7 +179,8 @@ class Tick:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Completion:
-    """An outcome to deliver."""
+    """An outcome to deliver, or the next token of a generation, which is `partial`."""
 
     job: Job
     outcome: Outcome
+    partial: bool = False

@@ -1,5 +1,6 @@
 """The parameters of a request that the server understands; others are ignored, as the protocol wants."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 from cellport.errors import InvalidRequestError
 from cellport.protos.inference_pb2 import InferParameter, ModelInferRequest
 
+from .generation import Sampling
 from .requests import Control
 
 _MARKS = ("sequence_start", "sequence_end", "sequence_step")
@@ -30,6 +32,7 @@ class Parameters:
         priority: 0 for the default.
         final: its last response is to be marked.
         state: the states after it are to be answered too.
+        sampling: how to go on from the request, if it is a prompt.
     """
 
     control: Control | list[Control] | None = None
@@ -38,6 +41,7 @@ class Parameters:
     priority: int = 0
     final: bool = False
     state: bool = False
+    sampling: Sampling | None = None
 
 
 _NONE = Parameters()
@@ -67,6 +71,7 @@ def read_parameters(parameters: Mapping[str, InferParameter]) -> Parameters:
         priority=_read(given, "priority", int, "an integer of at least 0", 0),
         final=_read(given, "triton_enable_empty_final_response", bool, "bool_param", False),
         state=_read(given, "return_state", bool, "bool_param", False),
+        sampling=_read_sampling(given) if "max_tokens" in given else None,
     )
 
 
@@ -96,6 +101,36 @@ def _read_one(given: Mapping[str, Value], *, new: bool) -> Control | None:
                 f"parameter {mark!r} is set but 'sequence_id' is {sequence_id!r}; accepted: an id"
             )
     return None
+
+
+def _read_sampling(given: Mapping[str, Value]) -> Sampling:
+    def number(name: str, default: float) -> float:
+        value = given.get(name, default)
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError):
+                return float(value)
+        # Triton's client has no form for floats.
+        raise InvalidRequestError(
+            f"parameter {name!r} is {value!r}; accepted: a number as double_param, int64_param or string_param"
+        )
+
+    stop = given.get("stop_tokens")
+    if type(stop) is int:
+        stop_tokens = [stop]
+    else:
+        stop_tokens = _read_list(given, "stop_tokens", "a token as int64_param, or a JSON array of tokens")
+    if any(type(each) is not int for each in stop_tokens):
+        raise InvalidRequestError(f"parameter 'stop_tokens' is {stop!r}; accepted: integers")
+    return Sampling(
+        max_tokens=_read(given, "max_tokens", int, "int64_param", 0),
+        temperature=number("temperature", 0.0),
+        top_k=_read(given, "top_k", int, "int64_param", 0),
+        top_p=number("top_p", 1.0),
+        seed=_read(given, "seed", int, "int64_param", 0) if "seed" in given else None,
+        stop_tokens=tuple(stop_tokens),
+        token_input=_read(given, "token_input", str, "string_param", ""),
+        scores_output=_read(given, "scores_output", str, "string_param", ""),
+    )
 
 
 def _read_many(given: Mapping[str, Value]) -> list[Control]:

@@ -3,10 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cellport.errors import InvalidRequestError
 
 from .codec import Array
+
+if TYPE_CHECKING:
+    from .generation import Sampling
 
 SequenceId = int | str
 MAXIMUM_ID_LENGTH = 256
@@ -53,6 +57,7 @@ class Request:
         priority: a smaller number runs first; 0 for the engine's default.
         control: the request's place in a sequence, or of each of its rows in a sequence of its own; None outside one.
         new: the request starts a sequence under an id that the engine chooses, and tells in its reply.
+        sampling: the request is a prompt, and how to go on from it; None for one that is run as it is.
     """
 
     model: str
@@ -63,6 +68,7 @@ class Request:
     priority: int = 0
     control: Control | Sequence[Control] | None = None
     new: bool = False
+    sampling: "Sampling | None" = None
 
     @property
     def controls(self) -> Sequence[Control]:
@@ -72,6 +78,8 @@ class Request:
         return [self.control] if isinstance(self.control, Control) else self.control
 
     def __post_init__(self) -> None:
+        if self.sampling is not None and (self.new or self.control is not None):
+            raise InvalidRequestError("max_tokens is given inside a sequence; accepted: outside of sequences")
         if self.new and self.control is not None:
             raise InvalidRequestError("a request starts a new sequence and names one; accepted: one of both")
         if self.control is not None and not isinstance(self.control, Control):
@@ -88,10 +96,12 @@ class Request:
 class Reply:
     """The answer to one request: batch-first arrays by output name, and the model that computed them.
 
-    `sequence_id` is the id that the engine has chosen, if it was asked to choose one.
+    `sequence_id` is the id that the engine has chosen, if it was asked to choose one; `finish` is why a generation is
+    over, ``"stop"`` or ``"length"``.
     """
 
     model: str
     version: str
     outputs: Mapping[str, Array]
     sequence_id: SequenceId | None = None
+    finish: str | None = None

@@ -10,9 +10,12 @@ import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from cellport.errors import DeadlineExceededError, QueueFullError, ServingError, StepNumberError
 
 from .costs import best_chunk
+from .generation import TOKENS, Generation
 from .jobs import Completion, Job, Part, Place, Tick
 from .model import Model
 from .requests import Reply
@@ -134,9 +137,7 @@ class Scheduler:
         """
         self.check_room(job.size)
         job.number = next(self._numbers)
-        if job.bound is not None:
-            cut = self.settings.cut and job.model.contract.cuts
-            job.key = group_key(job.model, job.bound, cut=cut, stateful=bool(job.places))
+        self._classify(job)
         job.phase = "waiting"
         self._waiting += 1
         self._bytes += job.size
@@ -200,8 +201,15 @@ class Scheduler:
         for part, failure in zip(tick.parts, failures, strict=True):
             job = part.job
             job.position += part.steps
-            error = failure or (None if part.final else job.dropped)
-            if error is None and not part.final:
+            generation = job.generation
+            goes_on = not part.final or (generation is not None and failure is None and generation.finish is None)
+            error = failure or (job.dropped if goes_on else None)
+            if error is None and part.final and generation is not None:
+                if job.partial is not None:
+                    completions.append(Completion(job, _token(job, generation), partial=True))
+                job.position, job.steps = 0, 1
+                self._classify(job)
+            if error is None and goes_on:
                 job.phase = "waiting"
                 self._waiting += 1
                 self._bytes += job.size
@@ -306,7 +314,7 @@ class Scheduler:
         elif job.places and not all(place.start for place in job.places):
             source = [INITIAL if place.start else _slot(place) for place in job.places]
         target: list[int] | None = None
-        if not final or job.places:
+        if not final or job.places or job.generation is not None:
             bound = job.bound
             assert bound is not None
             if not job.slots:
@@ -316,7 +324,7 @@ class Scheduler:
                     job.slots = [job.model.slots.take() for _ in range(bound.rows)]
             if target is None:
                 target = job.slots if rows is None else [job.slots[row] for row in rows]
-        job.last = final
+        job.last = final and job.generation is None
         return Part(job=job, position=job.position, steps=steps, rows=rows, final=final, source=source, target=target)
 
     def _advance(self, job: Job, reply: Reply, now: float) -> None:
@@ -416,6 +424,12 @@ class Scheduler:
                 completions += self._begin(each)
         return completions
 
+    def _classify(self, job: Job) -> None:
+        """Set which jobs a job may share a run with."""
+        if job.bound is not None:
+            cut = self.settings.cut and job.model.contract.cuts
+            job.key = group_key(job.model, job.bound, cut=cut, stateful=bool(job.places or job.slots))
+
     def _pop_dropped(self, group: _Group) -> None:
         heapq.heappop(group.heap)
         self._dropped -= 1
@@ -453,7 +467,18 @@ class Scheduler:
 
 def _reply(job: Job) -> Reply:
     chosen = job.controls[0].id if job.new else None
+    if job.generation is not None:
+        tokens = np.array([job.generation.tokens], np.int64)
+        finish = job.generation.finish
+        return Reply(model=job.model.name, version=job.model.version, outputs={TOKENS: tokens}, finish=finish)
     return Reply(model=job.model.name, version=job.model.version, outputs=job.results, sequence_id=chosen)
+
+
+def _token(job: Job, generation: Generation) -> Reply:
+    """Return the reply of the last token alone."""
+    token = np.array([generation.tokens[-1:]], np.int64)
+    finish = generation.finish
+    return Reply(model=job.model.name, version=job.model.version, outputs={TOKENS: token}, finish=finish)
 
 
 def _slot(place: Place) -> int:
@@ -462,6 +487,8 @@ def _slot(place: Place) -> int:
 
 
 def _late(job: Job) -> DeadlineExceededError:
+    if job.generation is not None and job.generation.tokens:
+        return DeadlineExceededError(f"the deadline passed after {len(job.generation.tokens)} tokens")
     if job.position:
         return DeadlineExceededError(f"the deadline passed after {job.position} of {job.steps} steps")
     return DeadlineExceededError("the deadline passed before the run")

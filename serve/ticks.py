@@ -14,6 +14,7 @@ from cellport.manifest import BATCH, TIME, Axes
 
 from .codec import Array
 from .contract import Bound, Contract, batch_first, padding
+from .generation import advance
 from .jobs import Part, Tick
 from .model import Model
 from .slots import INITIAL
@@ -80,6 +81,7 @@ def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> None:
         stop = start + part.count
         _give(contract, part, results, start, stop)
         start = stop
+    _generate([part for part in parts if part.final and part.job.generation is not None])
     if fetches:
         model.costs.observe(rows, steps, time.perf_counter() - started)
 
@@ -222,6 +224,22 @@ def _finish(results: dict[str, Array], name: str, array: Array, part: Part, boun
     rows = np.arange(bound.rows) if part.rows is None else np.asarray(part.rows)
     ends = lengths[rows] <= part.position + part.steps
     found[rows[ends]] = array[ends]
+
+
+def _generate(parts: Sequence[Part]) -> None:
+    """Draw the next tokens, and make each the step that follows."""
+    if not parts:
+        return
+    generations, scores = [], []
+    for part in parts:
+        job, generation = part.job, part.job.generation
+        assert generation is not None
+        found = job.results.pop(generation.scores_output)[0]
+        generations.append(generation)
+        scores.append(found if found.ndim == 1 else found[job.steps - 1])
+    advance(generations, scores)
+    for part, generation in zip(parts, generations, strict=True):
+        part.job.bound = generation.next(_bound(part))
 
 
 def _fit(array: Array, at: int, time: int | None) -> Array:
