@@ -163,6 +163,7 @@ class _Exchange:
     _begun = False  # the response
     _ended = False  # the request
     _over = False  # nothing but the call's end is left to be sent
+    _told = False  # how the call has ended
     _flight: "asyncio.Future[None] | None" = None
     _received: "asyncio.Future[Event] | None" = None
     _waiting_bytes = 0
@@ -183,6 +184,7 @@ class _Exchange:
             self._task.cancel()
         else:
             # The request is still being received. When the response has ended, the server says that the client is gone.
+            self._over = True
             self._ending = asyncio.create_task(self.end(*reason))
 
     def close(self) -> None:
@@ -267,7 +269,7 @@ class _Exchange:
 
     async def answer(self, data: bytes) -> None:
         """Send the only message of a response, and that the call has succeeded."""
-        self._over = True
+        self._over = self._told = True
         with contextlib.suppress(OSError):
             await self._send(_START)
             await self._send({"type": "http.response.body", "body": data})
@@ -308,8 +310,10 @@ class _Exchange:
         return data
 
     async def end(self, status: Status, text: str) -> None:
-        """Send how the call has ended, after what was written."""
-        self._over = True
+        """Send how the call has ended, after what was written; only the first time counts."""
+        if self._told:
+            return
+        self._over = self._told = True
         headers = status_headers(status, text)
         with contextlib.suppress(OSError):
             if self._begun:
@@ -323,7 +327,7 @@ class _Exchange:
 
     async def refuse_http(self) -> None:
         """Answer a request that is not gRPC's."""
-        self._over = True
+        self._over = self._told = True
         with contextlib.suppress(OSError):
             headers = [(b"content-type", b"text/plain")]
             await self._send({"type": "http.response.start", "status": 415, "headers": headers})

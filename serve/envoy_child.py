@@ -18,6 +18,9 @@ from .engine import Engine
 from .envoy_control import ChildSettings, Drained, Failed, Loaded, ServedModel, Stop, inherited, served_by
 from .table import build_table
 
+# What calls that are broken off may take to end.
+_BREAK_SECONDS = 2.0
+
 
 class _Child:
     """The engine and what is around it, from the application's start to its end.
@@ -71,7 +74,8 @@ class _Child:
     async def _drain(self, seconds: float) -> None:
         self._lifecycle.close()
         await self._lifecycle.wait_idle(seconds)
-        await self.application.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.application.close(), _BREAK_SECONDS)
 
     async def close(self) -> None:
         """Close the engine, and let the server's process know by hanging up.

