@@ -20,26 +20,28 @@ SETTLE_SECONDS = 2.0
 SOAK_SECONDS = 5.0
 
 
-def step_request(number: int, x: np.ndarray, *, end: bool = False) -> messages.ModelInferRequest:
-    """The first step of a sequence."""
+def step_request(number: int, x: np.ndarray, *, start: bool, end: bool) -> messages.ModelInferRequest:
+    """A step of a sequence."""
     request = messages.ModelInferRequest(model_name="layers")
     request.inputs.add(name="x", datatype="FP32", shape=x.shape)
     request.raw_input_contents.append(x.tobytes())
     request.parameters["sequence_id"].int64_param = number
-    request.parameters["sequence_start"].bool_param = True
+    request.parameters["sequence_start"].bool_param = start
     request.parameters["sequence_end"].bool_param = end
     return request
 
 
-async def start_sequences(server: ServerProcess, first: int, count: int, *, end: bool = False) -> None:
-    """Start as many sequences by a step each, 64 at a time; end them at once if so asked."""
+async def step_sequences(
+    server: ServerProcess, first: int, count: int, *, start: bool = False, end: bool = False
+) -> None:
+    """Take a step of each of as many sequences, 64 at a time."""
     x = np.random.default_rng(first).standard_normal((1, WIDTH), np.float32)
     numbers = iter(range(first, first + count))
     async with AsyncClient(f"{server.host}:{server.port}", timeout=60) as client:
 
         async def caller() -> None:
             for number in numbers:
-                await client.send(step_request(number, x, end=end))
+                await client.send(step_request(number, x, start=start, end=end))
 
         await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
 
@@ -56,12 +58,14 @@ def idle_row(server: ServerProcess, front: str, count: int, size: int) -> Row:
         size: bytes of one sequence's state.
     """
     print(f"idle sequences, {front}", file=sys.stderr)
-    asyncio.run(start_sequences(server, 1, WARM, end=True))
+    asyncio.run(step_sequences(server, 1, WARM, start=True, end=True))
     time.sleep(SETTLE_SECONDS)
     before = server.resident_bytes()
-    asyncio.run(start_sequences(server, 10**6, count))
+    asyncio.run(step_sequences(server, 10**6, count, start=True))
     time.sleep(SETTLE_SECONDS)
     each = (server.resident_bytes() - before) / count
+    # One that had been evicted would refuse this, and the memory would be that of fewer.
+    asyncio.run(step_sequences(server, 10**6, count, end=True))
     allowed = 1.5 * size + 1024
     return Row(
         scenario=f"{count:,} idle sequences of two LSTM layers of 256: memory of each, against {size:,} bytes of state",
