@@ -46,8 +46,13 @@ def test_other_numbers_are_refused(number: int) -> None:
 
 def test_no_image_is_both_trained_on_and_held_out() -> None:
     training, held_out = data.load()
-    assert (len(training.values), len(held_out.values)) == (1437, 360)
+    assert (len(training.values), len(held_out.values)) == (1415, 382)
     assert not {each.tobytes() for each in training.images} & {each.tobytes() for each in held_out.images}
+
+
+def test_what_is_held_out_begins_with_a_form_as_the_training_does() -> None:
+    for digits in data.load():
+        assert digits.values[:30].tolist() == 3 * list(range(10))
 
 
 def test_a_row_shows_the_digits_of_its_number_from_left_to_right() -> None:
