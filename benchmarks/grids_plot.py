@@ -28,6 +28,9 @@ def draw(results: list[dict[str, Any]], names: Mapping[str, str], path: Path) ->
     for row, batch in zip(panels, batches, strict=True):
         for axes, network in zip(row, networks, strict=True):
             found = [each for each in results if each["network"] == network and each["batch"] == batch]
+            if not found:
+                axes.set_axis_off()
+                continue
             found.sort(key=lambda each: each["size"])
             sizes = [each["size"] for each in found]
             for form, colour in COLOURS.items():
