@@ -31,11 +31,12 @@ import serving_models as models
 import torch
 from serving_cases import YARDSTICK, Case, Row, print_table, rows_of, run_rounds
 from serving_memory import idle_row, soak_row
+from serving_mixed import mixed_loads
 from serving_models import Load
 from serving_processes import BenchmarkError, ServerProcess, build_grpcload
 
 SCENARIOS = ("classifier", "steps", "generation", "single", "idle", "soak", "mixed")
-TIMED = ("classifier", "steps", "generation", "single")
+TIMED = ("classifier", "steps", "generation", "single", "mixed")
 PEERS = Path(__file__).parent / "serving_peers.py"
 TARGETS = {
     "fixed": {"envoy": 1.0, "grpcio": 0.7},
@@ -99,6 +100,10 @@ def cases_of(front: str, chosen: Sequence[str], loads: dict[str, Load]) -> list[
         title = f"generations of {models.TOKENS} tokens, against one after another"
         add(title, "alone", "one after another", against=f"alone {front}")
         add(title, "together", "64 at a time", against=f"alone {front}")
+    if "mixed" in chosen:
+        title = "images, sequences read both ways and graphs in turn, against one caller"
+        add(title, "mixed alone", "1 caller", against=f"mixed alone {front}")
+        add(title, "mixed", "64 callers", against=f"mixed alone {front}")
     if "single" in chosen:
         title = "one request of 32 tokens at a time, against plain grpc.aio + uvloop + onnxruntime"
         add(title, "single", "median latency", figure="p50", against="plain")
@@ -113,6 +118,8 @@ def timed(program: Path, folder: Path, arguments: argparse.Namespace, chosen: Se
         loads |= models.step_loads(folder)
     if "generation" in chosen:
         loads |= models.generation_loads(folder)
+    if "mixed" in chosen:
+        loads |= mixed_loads(folder)
     commands = {YARDSTICK: peer("noop")}
     cases = [Case(YARDSTICK, "the yardstick N", "no-op grpc.aio + uvloop, unary", YARDSTICK, loads[YARDSTICK])]
     if "single" in chosen:
@@ -196,8 +203,6 @@ def main() -> int:
         cases = timed(program, folder, arguments, chosen) if chosen else []
         rows = rows_of(cases) + memory(program, folder, arguments, arguments.only)
         print_table(rows)
-        if "mixed" in arguments.only:
-            print("\nmixed images, both directions and graphs: skipped, not written yet")
         if arguments.json:
             rounds = {case.name: case.reports for case in cases}
             figures = {"rows": [asdict(row) for row in rows], "rounds": rounds}
