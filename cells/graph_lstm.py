@@ -135,7 +135,7 @@ class GraphLSTM(nn.Module):
             CellError: if a shape, a dtype or an index is not accepted, or a node is not in the levels once.
         """
         check_input("GraphLSTM", features, 2, "[nodes, features]", self.input_size, next(self.parameters()))
-        check_schedule("GraphLSTM", "neighbours", neighbours, levels, features.shape[0])
+        levels = check_schedule("GraphLSTM", "neighbours", neighbours, levels, features.shape[0])
         if state is not None:
             state = _check_states("GraphLSTM", state, (features.shape[0], self.hidden_size))
         if self.projects:

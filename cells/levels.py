@@ -84,8 +84,10 @@ def level_recurrence(
 
 def check_schedule(
     cell: str, what: str, neighbours: Tensor, levels: Tensor, nodes: int, *, ordered: bool = False
-) -> None:
+) -> Tensor:
     """Refuse neighbours and levels that are not those of a whole graph.
+
+    An exported file cannot raise these errors. There the levels become indices out of range, which its runtime refuses.
 
     Args:
         cell: who asks.
@@ -95,6 +97,9 @@ def check_schedule(
         nodes: how many there are.
         ordered: whether each neighbour must be in a level before.
 
+    Returns:
+        The levels, as int64.
+
     Raises:
         CellError: an index is out of range, a node is in no level or in several, or a level comes too early. Under
             export only element types and ranks are compared.
@@ -102,7 +107,7 @@ def check_schedule(
     check_indices(f"{cell}: {what}", neighbours, "[nodes, degree]", nodes)
     check_indices(f"{cell}: levels", levels, "[levels, width]", nodes)
     if torch.compiler.is_exporting():
-        return
+        return _spoil_unless_whole(neighbours.to(torch.int64), levels.to(torch.int64), nodes, ordered)
     if neighbours.shape[0] != nodes:
         raise CellError(f"{cell}: {what} are {list(neighbours.shape)}; accepted is [{nodes}, degree], one row a node")
     row, slot = torch.nonzero(levels >= 0, as_tuple=True)
@@ -122,6 +127,22 @@ def check_schedule(
                 f"in level {int(level[near[node, place]])}; accepted are levels in which these come before it, as of "
                 "levels_of"
             )
+    return levels.to(torch.int64)
+
+
+def _spoil_unless_whole(neighbours: Tensor, levels: Tensor, nodes: int, ordered: bool) -> Tensor:
+    """The levels if each node is in one of them and, where `ordered`, after its neighbours; else out of range."""
+    slots = _in_range(levels, nodes, nodes).clamp(max=nodes).flatten()
+    visits = torch.zeros_like(slots[:1]).expand(nodes + 1).scatter_add(0, slots, torch.ones_like(slots))
+    wrong = (visits[:nodes] != 1).sum()
+    if ordered:
+        row = torch.arange(levels.shape[0], device=levels.device).unsqueeze(1).expand(levels.shape).flatten()
+        level = torch.zeros_like(slots[:1]).expand(nodes + 1).scatter(0, slots, row)[:nodes]
+        near = _in_range(neighbours, nodes, nodes).clamp(max=nodes)
+        # What is no node is before all levels.
+        before = torch.cat([level, level.new_full((1,), -1)])[near]
+        wrong = wrong + (before >= level.unsqueeze(1)).sum()
+    return torch.where(wrong > 0, nodes + _SPARE, levels)
 
 
 def check_indices(what: str, indices: Any, axes: str, nodes: int) -> None:

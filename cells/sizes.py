@@ -45,7 +45,12 @@ def check_sizes(sizes: Tensor, grid: Sequence[int], batch: int) -> Tensor:
                     f"sizes have the value {largest} in column {d}; accepted is 0 to {limit}, the size of that axis, "
                     "or a negative number for the whole axis"
                 )
-    return torch.stack([torch.where(sizes[:, d] < 0, limit, sizes[:, d]) for d, limit in enumerate(grid)], 1)
+    columns = [torch.where(sizes[:, d] < 0, limit, sizes[:, d]) for d, limit in enumerate(grid)]
+    if torch.compiler.is_exporting():
+        # A file cannot raise the error: one too large selects what is not there, which the runtime refuses.
+        accepted = [torch.arange(limit + 1, device=sizes.device) for limit in grid]
+        columns = [each.index_select(0, column) for each, column in zip(accepted, columns, strict=True)]
+    return torch.stack(columns, 1)
 
 
 def valid_positions(sizes: Tensor, grid: Sequence[int]) -> Tensor:

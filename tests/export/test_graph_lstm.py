@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cellport.cells import GraphLSTM, levels_of
+from cellport.cells import GraphLSTM, levels_of, unite_graphs
 from cellport.errors import EquivalenceError, ExportError
 from cellport.export import Report, to_onnx, verify
 from cellport.export.verification import Grid
@@ -39,6 +39,15 @@ class Segmenter(nn.Module):
     def forward(self, features: Tensor, neighbours: Tensor, levels: Tensor) -> Tensor:
         """Scores [nodes, 3]."""
         return self.head(self.graph(features, neighbours, levels)[0])
+
+
+def united(sizes: tuple[int, ...], seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of graphs, as one."""
+    rng = np.random.default_rng(seed)
+    parts = [planar(nodes, nodes)["neighbours"] for nodes in sizes]
+    union = unite_graphs(parts, [rng.permutation(nodes) for nodes in sizes])
+    levels = levels_of(union.neighbours, union.order)
+    return with_features({"neighbours": union.neighbours, "levels": levels}, sum(sizes), F, seed)
 
 
 def tensors(graph: dict[str, np.ndarray]) -> tuple[Tensor, ...]:
@@ -72,8 +81,9 @@ def test_files_equal_modules_at_drawn_graphs_and_at_real_ones(name: str, tmp_pat
     assert report.manifest.verification is not None
     assert report.manifest.verification.cases == 2
     cases = [with_features(planar(nodes, nodes), nodes, F, nodes) for nodes in (1, 2, 7, 50)]
+    cases.append(united((5, 1, 20)))
     figures = verify(model, tmp_path / "model.onnx", args=args, draw=any_neighbours, cases=cases, grid=MANY)
-    assert figures.cases == 12 + 4
+    assert figures.cases == 12 + 5
 
 
 @pytest.mark.slow
@@ -86,6 +96,7 @@ def test_graphs_of_up_to_a_thousand_nodes(name: str, tmp_path: Path) -> None:
     cases = [with_features(planar(nodes, nodes), nodes, F, nodes) for nodes in sizes]
     chain = np.arange(1000)[:, None] - 1
     cases.append(with_features({"neighbours": chain, "levels": levels_of(chain)}, 1000, F))
+    cases += [united(sizes, seed) for seed, sizes in enumerate([(1, 1), (400, 1, 599), (10,) * 100])]
     assert verify(model, tmp_path / "model.onnx", args=args, draw=any_neighbours, cases=cases).cases == 3 + len(cases)
 
 
@@ -132,6 +143,42 @@ def test_an_index_out_of_range_is_an_error_of_the_runtime(segmenter: Any, name: 
     case[name][0, 0] = value
     with pytest.raises(Exception, match="out of data bounds"):
         session(segmenter[1]).run(None, case)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda levels: np.full((1, 1), -1),
+        lambda levels: np.where(levels == 3, -1, levels),
+        lambda levels: np.where(levels == 3, 4, levels),
+        lambda levels: np.concatenate([levels, levels[:1]]),
+        lambda levels: levels[:0],
+    ],
+    ids=["no-node", "one-missing", "one-for-another", "a-level-again", "no-level"],
+)
+def test_levels_that_do_not_hold_each_node_once_are_an_error_of_the_runtime(segmenter: Any, spoil: Any) -> None:
+    """Such a node would keep its state, or be visited twice, in silence."""
+    case = with_features(planar(30), 30, F)
+    with pytest.raises(Exception, match=r"ut of (data )?bounds|Scan"):
+        session(segmenter[1]).run(None, {**case, "levels": spoil(case["levels"])})
+
+
+def test_a_graph_in_parts_is_what_its_parts_are(segmenter: Any) -> None:
+    """Disconnected graphs, isolated nodes, and a batch: the disjoint union."""
+    sizes = (1, 12, 1, 30, 2)
+    parts = [planar(nodes, nodes) for nodes in sizes]
+    orders = [np.random.default_rng(nodes).permutation(nodes) for nodes in sizes]
+    union = unite_graphs([each["neighbours"] for each in parts], orders)
+    x = with_features({}, sum(sizes), F)["features"]
+    runs = session(segmenter[1])
+
+    def scores(features: np.ndarray, neighbours: np.ndarray, order: np.ndarray) -> np.ndarray:
+        case = {"features": features, "neighbours": neighbours, "levels": levels_of(neighbours, order)}
+        return runs.run(None, case)[0]
+
+    together = scores(x, union.neighbours, union.order)
+    for start, stop, part, order in zip(union.starts, union.starts[1:], parts, orders, strict=False):
+        np.testing.assert_allclose(together[start:stop], scores(x[start:stop], part["neighbours"], order), atol=1e-6)
 
 
 def test_a_file_of_another_module_is_found_out(segmenter: Any) -> None:

@@ -75,6 +75,17 @@ def test_ragged_images_of_other_sizes_hold(standard: Path, sizes: Any, batch: in
     holds(layer(2), standard, sizes, batch, ragged=True)
 
 
+@pytest.mark.parametrize("sizes", [[4, 6], [5, 5], [2**40, 1]], ids=str)
+def test_sizes_beyond_the_image_are_an_error_of_the_runtime(standard: Path, sizes: Any) -> None:
+    """Forwards they would count as the whole axis in silence, backwards they would read another row."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(standard), options, providers=["CPUExecutionProvider"])
+    feeds = {"input": np.zeros((2, 4, 5, I), np.float32), "sizes": np.array([[4, 5], sizes])}
+    with pytest.raises(Exception, match="out of data bounds"):
+        session.run(None, feeds)
+
+
 def test_the_written_file_verifies_again_with_drawn_sizes(standard: Path) -> None:
     figures = verify(layer(2), standard, grid=Grid(batches=(1, 4)))
     assert figures.cases == 2

@@ -17,6 +17,7 @@ from cellport.export.verification import Grid
 from .graph_draws import children, document, earlier, slots, tree, with_features
 
 F, H, TYPES = 5, 8, 4
+REFUSED = "out of data bounds|invalid index"
 MANY = Grid(batches=tuple(range(1, 9)))  # there is no batch: each is another draw
 TREES: dict[str, tuple[int | None, dict[str, Any]]] = {
     "child-sum": (None, {"kind": "child_sum"}),
@@ -113,6 +114,39 @@ def test_a_child_out_of_range_is_an_error_of_the_runtime(tmp_path: Path) -> None
             runs.run(None, {**case, "children": bad})
 
 
+def test_children_that_do_not_come_before_their_parent_are_an_error_of_the_runtime(tmp_path: Path) -> None:
+    """A cycle is one: whatever the levels, some node would read a state of zeros in silence."""
+    export_tree(tmp_path / "model.onnx", "child-sum")
+    runs = session(tmp_path / "model.onnx")
+    x = with_features({}, 3, F)["features"]
+    chain, cycle = np.array([[1], [2], [-1]]), np.array([[1], [2], [0]])
+    good = np.array([[2], [1], [0]])
+    assert runs.run(None, {"features": x, "children": chain, "levels": good})[0].shape == (3, 3)
+    for near, levels in (
+        (cycle, good),
+        (cycle, good.T),
+        (chain, good[::-1]),
+        (chain, np.array([[2, 1], [0, -1]])),
+        (chain, good[:2]),
+        (np.array([[0], [-1], [-1]]), good.T),
+    ):
+        case = {"features": x, "children": near, "levels": np.ascontiguousarray(levels)}
+        with pytest.raises(Exception, match=REFUSED):
+            runs.run(None, case)
+
+
+def test_forests_without_nodes_and_without_edges_give_the_defined_result(tmp_path: Path) -> None:
+    model, _, _ = export_tree(tmp_path / "model.onnx", "child-sum")
+    runs = session(tmp_path / "model.onnx")
+    for nodes in (0, 4):
+        none = np.full((nodes, 1), -1)
+        case = with_features({"children": none, "levels": levels_of(none)}, nodes, F)
+        with torch.no_grad():
+            wanted = model(*(torch.from_numpy(each) for each in case.values())).numpy()
+        np.testing.assert_allclose(runs.run(None, case)[0], wanted, atol=1e-6)
+        assert wanted.shape == (nodes, 3)
+
+
 def draw_documents(rng: np.random.Generator, sizes: Any) -> dict[str, np.ndarray]:
     found = {}
     for way in ("ahead", "back"):
@@ -160,6 +194,9 @@ def test_documents_equal_modules(name: str, tmp_path: Path) -> None:
         ] = value
         with pytest.raises(Exception, match="out of data bounds"):
             runs.run(None, bad)
+    turned = {**case, "ahead.levels": np.ascontiguousarray(case["ahead.levels"][::-1])}
+    with pytest.raises(Exception, match=REFUSED):
+        runs.run(None, turned)
 
 
 @pytest.mark.slow
