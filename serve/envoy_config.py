@@ -13,10 +13,9 @@ APPLICATION = "cellport.serve.envoy_child:app"
 STATISTICS = "grpc"
 
 _MIB = 2**20
-# What one stream may send before the server reads it, and all streams of a connection together. The second is many
-# times the first, so that streams that are not read do not stop the connection's others.
-_STREAM_WINDOW = _MIB
-_CONNECTION_WINDOW = 256 * _MIB
+# What one stream may send before the server reads it; what is held of a stream that is not read follows it.
+_STREAM_WINDOW = 4 * _MIB
+_CONNECTION_WINDOW = 24 * _MIB
 # Bytes of an answer, or of a request that is not read, that are held before their sender has to wait.
 _BUFFER = _MIB
 _NO_LIMIT = 2**31 - 1
