@@ -1,7 +1,7 @@
 """How long recurrent networks over images and graphs take: exported, as wavefronts in PyTorch, and cell by cell.
 
-One thread, float32, time of the processor. Three networks, each in three forms: the exported file in onnxruntime, the wavefront (over
-anti-diagonals, or levels) in eager PyTorch, and the plain loop over cells in eager PyTorch.
+One thread, float32, time of the processor. Three networks, each in three forms: the exported file in onnxruntime, the
+wavefront (over anti-diagonals, or levels) in eager PyTorch, and the plain loop over cells in eager PyTorch.
 
     MD-LSTM     4 directions, 3 channels, hidden size 16
     Grid LSTM   height, width and 2 layers, 3 channels, hidden size 16, one direction
