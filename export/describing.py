@@ -8,9 +8,10 @@ import onnx_ir as ir
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from cellport.manifest import TIME, Axes, InputSpec, Manifest, OutputSpec, Source, StateSpec, TableSpec
+from cellport.manifest import TIME, Axes, InputSpec, Manifest, OutputSpec, Role, Source, StateSpec, TableSpec
 
 from .capture import Captured, State
+from .image_sizes import SIZES, ImageSizes
 from .ranges import index_ranges
 from .signature import Leaf
 
@@ -27,6 +28,7 @@ def describe_graph(
     leaves: Sequence[Leaf],
     required: bool,
     shrunk: Mapping[str, Any],
+    sizes: ImageSizes | None = None,
 ) -> Manifest:
     """Describe a graph.
 
@@ -40,6 +42,7 @@ def describe_graph(
         leaves: its arguments.
         required: whether states must be given.
         shrunk: fields of `Source` that tell what was made smaller.
+        sizes: the input of sizes, if rows of different sizes may share a run.
     """
     ranges = index_ranges(graph)
     dtypes = {value.name: _dtype(value) for value in (*graph.graph.inputs, *graph.graph.outputs)}
@@ -48,9 +51,10 @@ def describe_graph(
             name=leaf.name,
             dtype=dtypes[leaf.name],
             axes=leaf.axes,
-            role="lengths" if leaf.name == captured.lengths else "sequence" if TIME in leaf.axes else "static",
+            role=_role(leaf, captured, sizes),
             range=ranges.get(leaf.name),
             optional=captured.added_lengths and leaf.name == captured.lengths,
+            of=sizes.axes if sizes is not None and leaf.name == SIZES else (),
         )
         for leaf in captured.inputs
     )
@@ -82,6 +86,14 @@ def describe_graph(
         tables=tuple(tables),
         source=source,
     )
+
+
+def _role(leaf: Leaf, captured: Captured, sizes: ImageSizes | None) -> Role:
+    if leaf.name == captured.lengths:
+        return "lengths"
+    if sizes is not None and leaf.name == SIZES:
+        return "sizes"
+    return "sequence" if TIME in leaf.axes else "static"
 
 
 def _state(state: State, dtypes: Mapping[str | None, str], required: bool) -> StateSpec:

@@ -39,6 +39,7 @@ from .runtime import OnnxRunner
 from .selections import selected_rows
 from .shrinking import Shrinking, TableType, WeightType
 from .signature import Leaf, argument_leaves, result_names, state_pairs
+from .size_proof import padded_sizes
 from .streaming import Streamed, streamed
 from .verification import QUICK, compare, named_cases
 from .watching import layers_of, run_cell, watching
@@ -194,14 +195,30 @@ def to_onnx(
         make_optional(graph, captured, state_inputs == "optional")
         shrinking.run(graph, captured)  # which has to see the defaults of states
         made = shrinking.tables_of(folding.tables)
+        examples = {leaf.name: leaf.example.numpy() for leaf in captured.inputs}
+        sizes, proved = padded_sizes(
+            captured.runner(torch.float64),
+            {leaf.name: leaf.axes for leaf in captured.inputs},
+            dict(captured.outputs),
+            examples,
+            coarseness(model),
+        )
         manifest = describe_graph(
-            graph, captured, causal, made, model, structure, leaves, state_inputs == "required", shrinking.source()
+            graph,
+            captured,
+            causal,
+            made,
+            model,
+            structure,
+            leaves,
+            state_inputs == "required",
+            shrinking.source(),
+            sizes,
         )
         check(graph, draft.parent)
         save(graph, manifest, draft)
         own = captured.runner(captured.copies.dtype)
-        examples = {leaf.name: leaf.example.numpy() for leaf in captured.inputs}
-        notes = [*captured.notes, *lowered, *folding.notes, *shrinking.notes]
+        notes = [*captured.notes, *lowered, *filter(None, [proved]), *folding.notes, *shrinking.notes]
         if verify:
             figures = compare(
                 manifest,

@@ -120,7 +120,7 @@ def _notes(spec: Any) -> str:
     notes = []
     if spec.range is not None:
         notes.append(f"{spec.range.minimum} to {spec.range.maximum}")
-    if spec.optional or spec.role == "lengths":
+    if spec.optional or spec.role in ("lengths", "sizes"):
         notes.append("optional")
     return ", ".join(notes)
 

@@ -16,6 +16,9 @@ from cellport.manifest import BATCH, TIME, Axes, InputSpec, Manifest, StateSpec
 
 from .codec import Array, datatype_of, dtype_of, names
 
+_FILLED = ("lengths", "sizes")
+"""Roles of inputs that the server fills in where a request leaves them out."""
+
 _PLANS = 1024
 """Forms of requests whose checks are remembered."""
 
@@ -39,6 +42,7 @@ class Bound:
         time: steps of the request; None for a model whose inputs have no time axis.
         inputs: batch-first arrays by name, without lengths.
         lengths: valid steps of each row, `[rows]`; None where the whole time axis is valid.
+        extents: sizes of each row along the axes that may be padded, `[rows, axes]`; None where the rows fill them.
         states: batch-first states that the request gives, by input name.
         outputs: names that the answer holds, in order.
         squeeze: the request left the time axis out, so the answer does.
@@ -53,6 +57,7 @@ class Bound:
     outputs: tuple[str, ...]
     squeeze: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
+    extents: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -67,6 +72,7 @@ class _Plan:
     inputs: Sequence[tuple[str, tuple[slice | None, ...] | None, InputSpec | None]]
     states: Sequence[str]
     lengths: str | None
+    extents: str | None
     outputs: tuple[str, ...]
     squeeze: bool
     sizes: Mapping[str, int]
@@ -87,6 +93,7 @@ class Contract:
         splits: inputs and outputs have a batch axis, so rows of different requests can be joined and told apart again.
         rowwise: every input has a batch axis.
         pads: requests of different time can be joined by padding.
+        joins: axes besides time along which requests of different size can be joined by padding.
         cuts: a request can be run in chunks, and others can join and leave in between.
         concatenated: names of the outputs whose chunks, one after the other, make the whole.
         fetchable: names of all outputs, states among them.
@@ -120,6 +127,15 @@ class Contract:
         self.pads = manifest.lengths is not None and all(
             isinstance(axis, int) or axis in known for each in manifest.outputs for axis in each.axes
         )
+        sizes = manifest.sizes
+        self._sizes_name = sizes.name if sizes is not None else None
+        self.joins: tuple[str, ...] = ()
+        if (
+            sizes is not None
+            and self.splits
+            and all(isinstance(a, int) or a in known for e in manifest.outputs for a in e.axes)
+        ):
+            self.joins = sizes.of
         self._plans: dict[Hashable, _Plan] = {}
         self._lengths_name = manifest.lengths.name if manifest.lengths is not None else None
 
@@ -144,6 +160,7 @@ class Contract:
                 self._plans.clear()
             self._plans[form] = plan
         lengths = self._check_lengths(arrays[plan.lengths], plan.time) if plan.lengths else None
+        extents = self._check_extents(arrays[plan.extents], plan.sizes) if plan.extents else None
         inputs: dict[str, Array] = {}
         for name, at, spec in plan.inputs:
             array = arrays[name]
@@ -159,6 +176,7 @@ class Contract:
             outputs=plan.outputs,
             squeeze=plan.squeeze,
             sizes=plan.sizes,
+            extents=extents,
         )
 
     def _plan(self, arrays: Mapping[str, Array], outputs: Sequence[str], sequences: int) -> "_Plan":
@@ -168,7 +186,7 @@ class Contract:
         squeeze = bool(sequences) and self._is_single_step(arrays)
         inputs: list[tuple[str, tuple[slice | None, ...] | None, InputSpec | None]] = []
         for name, spec in self.inputs.items():
-            if name in arrays and spec.role != "lengths":
+            if name in arrays and spec.role not in _FILLED:
                 array = arrays[name]
                 axes = batch_first(spec.axes)
                 at: tuple[slice | None, ...] | None = None
@@ -196,12 +214,19 @@ class Contract:
             _check_tensor("input", lengths, arrays[lengths], "int64", (BATCH,), sizes)
             if arrays[lengths].shape[0] != rows:  # no other input has a batch axis
                 raise InvalidRequestError(f"input {lengths!r} has {arrays[lengths].shape[0]} rows; accepted: {rows}")
+        extents = self._sizes_name if self._sizes_name is not None and self._sizes_name in arrays else None
+        if extents is not None:
+            spec = self.inputs[extents]
+            _check_tensor("input", extents, arrays[extents], spec.dtype, spec.axes, sizes)
+            if arrays[extents].shape[0] != rows:
+                raise InvalidRequestError(f"input {extents!r} has {arrays[extents].shape[0]} rows; accepted: {rows}")
         return _Plan(
             rows=rows,
             time=time,
             inputs=inputs,
             states=states,
             lengths=lengths,
+            extents=extents,
             outputs=self._select(outputs),
             squeeze=squeeze,
             sizes={axis: size for axis, (size, _) in sizes.items() if axis not in (BATCH, TIME)},
@@ -227,8 +252,8 @@ class Contract:
                 accepted = names([*self.inputs, *self.states])
                 raise InvalidRequestError(f"input {name!r} is not one of the model's; accepted: {accepted}")
         for name, spec in self.inputs.items():
-            # Lengths that are left out mean the whole time axis, which the server knows.
-            if name not in arrays and not spec.optional and spec.role != "lengths":
+            # Lengths and sizes that are left out mean the whole axes, which the server knows.
+            if name not in arrays and not spec.optional and spec.role not in _FILLED:
                 raise InvalidRequestError(
                     f"input {name!r} is missing; given: {names(arrays)}; required: {names(self.required)}"
                 )
@@ -240,7 +265,7 @@ class Contract:
     @property
     def required(self) -> list[str]:
         """Names of the inputs that every request has to give."""
-        return [each.name for each in self.manifest.inputs if not each.optional and each.role != "lengths"]
+        return [each.name for each in self.manifest.inputs if not each.optional and each.role not in _FILLED]
 
     def _is_single_step(self, arrays: Mapping[str, Array]) -> bool:
         timed = [name for name, spec in self.inputs.items() if TIME in spec.axes and name in arrays]
@@ -257,6 +282,18 @@ class Contract:
                 "time axis"
             )
         return lengths
+
+    def _check_extents(self, extents: Array, sizes: Mapping[str, int]) -> Array:
+        spec = self.inputs[str(self._sizes_name)]
+        limits = np.array([sizes[axis] for axis in spec.of])
+        wrong = np.argwhere((extents < 0) | (extents > limits))
+        if len(wrong):
+            row, column = map(int, wrong[0])
+            raise InvalidRequestError(
+                f"input {spec.name!r} has size {extents[row, column]} for row {row}; accepted: 0 to {limits[column]}, "
+                f"the axis {spec.of[column]!r}"
+            )
+        return extents
 
     def _check_range(self, spec: InputSpec, array: Array, lengths: Array | None) -> Array:
         """Refuse values outside the range, except in padding, where they are replaced: the graph would fail on them."""

@@ -101,7 +101,7 @@ class DescriptionCalls:
                 name=each.name,
                 data_type=_data_type(each.dtype),
                 dims=dims(each.axes),
-                optional=each.optional or each.role == "lengths",
+                optional=each.optional or each.role in ("lengths", "sizes"),
             )
         for output in manifest.outputs:
             result.output.add(name=output.name, data_type=_data_type(output.dtype), dims=dims(output.axes))

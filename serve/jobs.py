@@ -54,6 +54,7 @@ class Job:
         number: its place in the order of arrival.
         key: what jobs have in common that may share a run.
         size: bytes of its tensors.
+        extent: its sizes along the axes that are padded where it runs whole.
         steps: how many steps it takes, the longest of its rows; 1 if there is no time axis.
         position: how many steps of it are done.
         slots: for each row, where its state after `position` steps is; empty as long as it is where the job began.
@@ -78,6 +79,7 @@ class Job:
     number: int = 0
     key: Hashable = None
     size: int = 0
+    extent: tuple[int, ...] = ()
     steps: int = 1
     position: int = 0
     slots: list[int] = field(default_factory=list)
@@ -94,6 +96,8 @@ class Job:
                 self.steps = max(int(lengths.max(initial=0)), 1)
             elif self.bound.time is not None:
                 self.steps = self.bound.time
+            joins = self.model.contract.joins
+            self.extent = tuple(self.bound.sizes[axis] for axis in joins) if joins else (self.steps,)
             self.size = sum(array.nbytes for array in self.bound.inputs.values())
 
     @property

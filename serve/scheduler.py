@@ -7,6 +7,7 @@ came of it; between two ticks jobs join, leave, and are cut (docs/decisions/0017
 
 import heapq
 import itertools
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -72,13 +73,21 @@ class _Group:
     heap: list[tuple[int, int, Job]] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Shape:
-    """The size of a run: its rows, its longest time, and the steps that its requests gave."""
+    """The size of a run: its rows, its padded axes, and what its requests fill of them."""
 
     rows: int = 0
-    longest: int = 0
-    steps: int = 0
+    extent: tuple[int, ...] = ()
+    filled: int = 0
+
+    def with_job(self, job: Job, rows: int) -> "_Shape":
+        extent = tuple(map(max, self.extent, job.extent)) if self.extent else job.extent
+        return _Shape(self.rows + rows, extent, self.filled + rows * math.prod(job.extent))
+
+    @property
+    def volume(self) -> int:
+        return self.rows * math.prod(self.extent)
 
 
 class Scheduler:
@@ -245,15 +254,11 @@ class Scheduler:
             if (jobs and shape.rows + rows > most) or len(left) >= _SEARCH * self.settings.rows:
                 break
             heapq.heappop(group.heap)
-            if not group.cut and jobs:
-                longest = max(shape.longest, job.steps)
-                steps = shape.steps + rows * job.steps
-                if (shape.rows + rows) * longest > self.settings.padding * steps:
-                    left.append(item)
-                    continue
-            shape.rows += rows
-            shape.longest = max(shape.longest, job.steps)
-            shape.steps += rows * job.steps
+            grown = shape.with_job(job, rows)
+            if not group.cut and jobs and grown.volume > self.settings.padding * grown.filled:
+                left.append(item)
+                continue
+            shape = grown
             jobs.append(job)
         for item in left:
             heapq.heappush(group.heap, item)

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from cellport.errors import InternalServingError, ServingError
-from cellport.manifest import BATCH, TIME, Axes
+from cellport.manifest import BATCH, TIME, Axes, InputSpec
 
 from .codec import Array
 from .contract import Bound, Contract, batch_first, padding
@@ -65,7 +65,7 @@ def group_key(model: Model, bound: Bound, *, cut: bool, stateful: bool) -> Hasha
             static.append((name, array.shape, array.tobytes()))
     # A default of an input that is left out is known to the graph only, so it cannot fill another request's rows.
     given = tuple(bound.inputs)
-    sizes = tuple(sorted(bound.sizes.items())) if bound.sizes else ()
+    sizes = tuple(sorted((axis, size) for axis, size in bound.sizes.items() if axis not in contract.joins))
     return (given, sizes, tuple(static), None if cut or contract.pads else bound.time)
 
 
@@ -100,6 +100,9 @@ def _feeds(model: Model, parts: Sequence[Part], steps: int) -> dict[str, Array]:
         wire = batch_first(spec.axes)
         at = wire.index(TIME) if TIME in wire else None
         cut = [_cut(bound.inputs[name], part, at) for part, bound in zip(parts, bounds, strict=True)]
+        for axis in contract.joins:
+            if axis in wire and len({array.shape[wire.index(axis)] for array in cut}) > 1:
+                cut = _widen(cut, wire.index(axis), padding(spec))
         joined = _concatenate(cut) if at is None or even else _pad(cut, at, steps, padding(spec))
         feeds[name] = _to_graph(joined, spec.axes)
     lengths = contract.manifest.lengths
@@ -107,6 +110,9 @@ def _feeds(model: Model, parts: Sequence[Part], steps: int) -> dict[str, Array]:
         not even or lengths.name in model.required or any(each.lengths is not None for each in bounds)
     ):
         feeds[lengths.name] = _concatenate([_valid(part, bound) for part, bound in zip(parts, bounds, strict=True)])
+    sizes = contract.manifest.sizes
+    if sizes is not None and (contract.joins or sizes.name in model.required or bounds[0].extents is not None):
+        feeds[sizes.name] = _concatenate([_extents(sizes, bound) for bound in bounds])
     if contract.states:
         _add_states(model, parts, bounds, feeds)
     return feeds
@@ -180,7 +186,8 @@ def _give(contract: Contract, part: Part, results: Mapping[str, Array], start: i
         array = _from_graph(results[name], axes, start, stop)
         at = batch_first(axes).index(TIME) if TIME in axes and bound.time is not None else None
         if whole:
-            job.results[name] = array if at is None else _fit(array, at, bound.time)
+            array = array if at is None else _fit(array, at, bound.time)
+            job.results[name] = _trim(array, axes, contract.joins, bound) if contract.joins else array
         elif at is not None and name in contract.concatenated:
             _place(job.results, name, array, part, bound, at)
         else:
@@ -282,6 +289,32 @@ def _pad(arrays: Sequence[Array], at: int, size: int, fill: int) -> Array:
         joined[(slice(start, stop), *inner, slice(0, array.shape[at]))] = array
         start = stop
     return joined
+
+
+def _extents(spec: InputSpec, bound: Bound) -> Array:
+    """Return the sizes of a request's rows, `[rows, axes]`."""
+    if bound.extents is not None:
+        return bound.extents
+    whole = np.array([bound.sizes[axis] for axis in spec.of], spec.dtype)
+    return np.broadcast_to(whole, (bound.rows, len(whole)))
+
+
+def _widen(arrays: Sequence[Array], at: int, fill: int) -> list[Array]:
+    """Pad arrays along an axis to the size of the largest."""
+    largest = max(array.shape[at] for array in arrays)
+    return [
+        np.pad(
+            array,
+            [(0, largest - array.shape[at] if axis == at else 0) for axis in range(array.ndim)],
+            constant_values=fill,
+        )
+        for array in arrays
+    ]
+
+
+def _trim(array: Array, axes: Axes, joins: Sequence[str], bound: Bound) -> Array:
+    """Return a batch-first output with the request's own sizes along the axes that were padded."""
+    return array[tuple(slice(bound.sizes[str(axis)]) if axis in joins else slice(None) for axis in batch_first(axes))]
 
 
 def _valid(part: Part, bound: Bound) -> Array:

@@ -17,6 +17,7 @@ from .ticks import run_tick
 _log = logging.getLogger(__name__)
 
 _REPEATS = 3
+_SIDE = 8
 
 
 def warm(model: Model, seconds: float) -> None:
@@ -79,13 +80,18 @@ def example(contract: Contract, rows: int, steps: int) -> dict[str, Array] | Non
     """Return a request of the least valid values; None if a size of it is not known."""
     arrays: dict[str, Array] = {}
     for name, spec in contract.inputs.items():
-        if spec.optional or spec.role == "lengths":
+        if spec.optional or spec.role in ("lengths", "sizes"):
             continue
         shape = []
         for axis in batch_first(spec.axes):
-            if isinstance(axis, str) and axis not in (BATCH, TIME):
+            if isinstance(axis, int):
+                shape.append(axis)
+            elif axis in (BATCH, TIME):
+                shape.append(rows if axis == BATCH else steps)
+            elif axis in contract.joins:
+                shape.append(_SIDE)
+            else:
                 return None
-            shape.append(axis if isinstance(axis, int) else rows if axis == BATCH else steps)
         if spec.dtype == "string":
             return None
         arrays[name] = np.full(shape, padding(spec), spec.dtype)

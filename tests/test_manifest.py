@@ -13,6 +13,7 @@ from cellport.errors import ManifestError
 from cellport.manifest import (
     DTYPES,
     METADATA_KEY,
+    VERSION,
     InputSpec,
     Manifest,
     OutputFigures,
@@ -94,7 +95,7 @@ GOOD = Manifest(
 def test_a_field_of_a_later_version_is_ignored() -> None:
     value = json.loads(GOOD.to_json()) | {"version": "1.7", "new": 1}
     value["inputs"][0]["newer"] = [1]
-    assert dataclasses.replace(Manifest.from_json(json.dumps(value)), version="1.0") == GOOD
+    assert dataclasses.replace(Manifest.from_json(json.dumps(value)), version=VERSION) == GOOD
 
 
 @pytest.mark.parametrize("version", ["2.0", "0.9", None, 1, "x"])

@@ -23,7 +23,7 @@ import numpy as np
 from .errors import ManifestError
 
 METADATA_KEY = "cellport.manifest"
-VERSION = "1.0"
+VERSION = "1.1"
 BATCH = "batch"
 TIME = "time"
 
@@ -35,7 +35,7 @@ DTYPES = frozenset(
 )
 """Names of element types: NumPy's, and ``bfloat16`` and ``string``."""
 
-Role = Literal["sequence", "static", "lengths"]
+Role = Literal["sequence", "static", "lengths", "sizes"]
 Chunking = Literal["concatenate", "last"]
 Axes = tuple[int | str, ...]
 
@@ -74,9 +74,11 @@ class InputSpec:
         dtype: element type, one of `DTYPES`.
         axes: a name for each dynamic axis, a size for each fixed one.
         role: ``sequence`` if it has a time axis, ``lengths`` for the number of valid steps of each row (a negative
-            length means the whole time axis), else ``static``.
+            length means the whole time axis), ``sizes`` for the size of each row along the axes `of`, else ``static``.
         range: for integer inputs, the values that the graph accepts (such as the vocabulary of an embedding).
         optional: the graph has a default for it, so it may be left out.
+        of: of an input of sizes, the axis that each column is a size along. What lies outside of a row's sizes is
+            proved not to count, so that rows of different sizes may share a run.
     """
 
     name: str
@@ -85,6 +87,7 @@ class InputSpec:
     role: Role
     range: Range | None = None
     optional: bool = False
+    of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_tensor("input", self.name, self.dtype, self.axes)
@@ -92,6 +95,11 @@ class InputSpec:
             raise ManifestError(f"input {self.name!r} has role 'sequence' but no axis {TIME!r}: {list(self.axes)}")
         if self.role == "lengths" and (self.dtype != "int64" or self.axes != (BATCH,)):
             raise ManifestError(f"input {self.name!r} has role 'lengths'; it must be int64 with axes ['batch']")
+        if self.role == "sizes" and (self.dtype not in ("int32", "int64") or self.axes != (BATCH, len(self.of))):
+            raise ManifestError(
+                f"input {self.name!r} has role 'sizes' of {list(self.of)}; it must be integers with axes "
+                f"['batch', {len(self.of)}]"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,11 +293,18 @@ class Manifest:
                 raise ManifestError(f"{what} name {repeated[0]!r} appears more than once")
         if sum(each.role == "lengths" for each in self.inputs) > 1:
             raise ManifestError("more than one input has role 'lengths'")
+        if sum(each.role == "sizes" for each in self.inputs) > 1:
+            raise ManifestError("more than one input has role 'sizes'")
 
     @property
     def lengths(self) -> InputSpec | None:
         """The input that holds the valid steps of each row, if there is one."""
         return next((each for each in self.inputs if each.role == "lengths"), None)
+
+    @property
+    def sizes(self) -> InputSpec | None:
+        """The input that holds the sizes of each row, if there is one."""
+        return next((each for each in self.inputs if each.role == "sizes"), None)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the manifest as JSON text."""

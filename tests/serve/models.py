@@ -321,3 +321,49 @@ sums (float[time, batch, 2] x) => (float[time, batch, 2] y)
         outputs=(OutputSpec(name="y", dtype="float32", axes=axes, chunking="concatenate"),),
     )
     return _finish(text, {"axis": np.array(0, np.int64)}, manifest, path)
+
+
+def save_images(path: Path) -> Path:
+    """Sums over images of any size, of what lies inside of each; `sizes` says how much of the axes that is."""
+    text = """
+    <ir_version: 9, opset_import: ["" : 20]>
+    images (float[batch, height, width] image, int64[batch, 2] sizes)
+    => (float[batch, height, width] sums, float[batch] total) {
+        shape = Shape(image)
+        zero = Constant<value_int = 0>()
+        one = Constant<value_int = 1>()
+        two = Constant<value_int = 2>()
+        first = Constant<value_ints = [0]>()
+        second = Constant<value_ints = [1]>()
+        third = Constant<value_ints = [2]>()
+        nothing = Constant<value_float = 0.0>()
+        height = Gather<axis = 0>(shape, one)
+        width = Gather<axis = 0>(shape, two)
+        rows = Range(zero, height, one)
+        columns = Range(zero, width, one)
+        tall = Slice(sizes, first, second, second)
+        wide = Slice(sizes, second, third, second)
+        row_inside = Less(rows, tall)
+        column_inside = Less(columns, wide)
+        row_mask = Unsqueeze(row_inside, third)
+        column_mask = Unsqueeze(column_inside, second)
+        inside = And(row_mask, column_mask)
+        seen = Where(inside, image, nothing)
+        down = CumSum(seen, one)
+        sums = CumSum(down, two)
+        both = Constant<value_ints = [1, 2]>()
+        total = ReduceSum<keepdims = 0>(seen, both)
+    }
+    """
+    axes = ("batch", "height", "width")
+    manifest = Manifest(
+        inputs=(
+            InputSpec(name="image", dtype="float32", axes=axes, role="static"),
+            InputSpec(name="sizes", dtype="int64", axes=("batch", 2), role="sizes", of=("height", "width")),
+        ),
+        outputs=(
+            OutputSpec(name="sums", dtype="float32", axes=axes, chunking="last"),
+            OutputSpec(name="total", dtype="float32", axes=("batch",), chunking="last"),
+        ),
+    )
+    return _finish(text, {}, manifest, path)
