@@ -1,4 +1,4 @@
-"""The examples of docs/serving.md run as they are printed."""
+"""The examples of docs/serving.md and docs/sequences.md run as they are printed."""
 
 import re
 from collections.abc import Iterator
@@ -11,8 +11,9 @@ from cellport.serve.commands import _as_text
 
 from . import models
 
-PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "serving.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE + (DOCS / "sequences.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_an_example_runs(tagger: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     models.save_lstm(tmp_path / "tagger.onnx")
     monkeypatch.chdir(tmp_path)
-    exec(compile(EXAMPLES[number].replace("127.0.0.1:8001", tagger.address), "serving.md", "exec"), {})
+    exec(compile(EXAMPLES[number].replace("127.0.0.1:8001", tagger.address), "docs", "exec"), {})
 
 
 def test_the_page_shows_what_serve_prints(tagger: Server) -> None:
