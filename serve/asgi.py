@@ -256,7 +256,7 @@ class _Exchange:
             await asyncio.get_running_loop().create_future()
 
     def _look(self, received: "asyncio.Future[Event]") -> None:
-        if received.result()["type"] == "http.disconnect":
+        if received.cancelled() or received.result()["type"] == "http.disconnect":
             self.interrupt(_GONE)
 
     async def _take(self, received: Awaitable[Event], reader: MessageReader) -> None:
