@@ -86,6 +86,21 @@ def test_sizes_beyond_the_image_are_an_error_of_the_runtime(standard: Path, size
         session.run(None, feeds)
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 5), (2, 4, 0), (1, 0, 0), (0, 4, 5)], ids=str)
+def test_a_grid_without_positions_gives_an_empty_output_or_an_error_of_the_runtime(standard: Path, shape: Any) -> None:
+    """Which of both is up to the runtime's own operators: axes of a file have a size of at least 1."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(standard), options, providers=["CPUExecutionProvider"])
+    feeds = {"input": np.zeros((*shape, I), np.float32), "sizes": np.zeros((shape[0], 2), np.int64)}
+    try:
+        (found,) = session.run(None, feeds)
+    except Exception as error:
+        assert "Status Message" in str(error)
+    else:
+        assert found.shape == (*shape, 4 * H)
+
+
 def test_the_written_file_verifies_again_with_drawn_sizes(standard: Path) -> None:
     figures = verify(layer(2), standard, grid=Grid(batches=(1, 4)))
     assert figures.cases == 2
