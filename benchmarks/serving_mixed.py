@@ -28,7 +28,8 @@ class Image(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the scores [batch, 10]."""
-        return self.head(self.grid(image).mean((1, 2)))
+        scores: Tensor = self.head(self.grid(image).mean((1, 2)))
+        return scores
 
 
 class Tagger(nn.Module):
@@ -42,7 +43,8 @@ class Tagger(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the scores [batch, time, 10]."""
-        return self.head(self.lstm(self.embedding(tokens))[0])
+        scores: Tensor = self.head(self.lstm(self.embedding(tokens))[0])
+        return scores
 
 
 class Graph(nn.Module):
@@ -55,7 +57,8 @@ class Graph(nn.Module):
 
     def forward(self, features: Tensor, neighbours: Tensor, levels: Tensor) -> Tensor:
         """Return the scores of each node."""
-        return self.head(self.graph(features, neighbours, levels)[0])
+        scores: Tensor = self.head(self.graph(features, neighbours, levels)[0])
+        return scores
 
 
 def draw_graph(rng: np.random.Generator, nodes: int) -> dict[str, Array]:
@@ -86,7 +89,7 @@ def mixed_loads(folder: Path) -> dict[str, Load]:
     """Export the three models; requests to all of them in turn, from 64 callers and from one."""
     torch.manual_seed(4)
     rng = np.random.default_rng(4)
-    inputs = {
+    inputs: dict[str, list[dict[str, Array]]] = {
         "image": [
             {"image": rng.standard_normal((1, *IMAGES[k % len(IMAGES)], FEATURES), np.float32)} for k in range(REQUESTS)
         ],

@@ -38,7 +38,8 @@ class Classifier(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the scores after the last token."""
         _, (h, _) = self.lstm(self.embedding(tokens))
-        return self.head(h[0])
+        scores: Tensor = self.head(h[0])
+        return scores
 
 
 class Layers(nn.Module):
@@ -50,7 +51,8 @@ class Layers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the last layer's outputs."""
-        return self.lstm(x)[0]
+        y: Tensor = self.lstm(x)[0]
+        return y
 
 
 class Generator(nn.Module):

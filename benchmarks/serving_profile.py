@@ -52,7 +52,7 @@ def serve_profiled(folder: Path, out: Path) -> None:
     threading.setprofile(None)
     for number, (name, profile) in enumerate(profiles):
         profile.create_stats()
-        if profile.stats:  # type: ignore[attr-defined]
+        if profile.stats:
             profile.dump_stats(out / f"{number} {name.replace('/', '_')}")
 
 
