@@ -78,27 +78,28 @@ def test_ragged_images_of_other_sizes_hold(standard: Path, sizes: Any, batch: in
 @pytest.mark.parametrize("sizes", [[4, 6], [5, 5], [2**40, 1]], ids=str)
 def test_sizes_beyond_the_image_are_an_error_of_the_runtime(standard: Path, sizes: Any) -> None:
     """Forwards they would count as the whole axis in silence, backwards they would read another row."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(standard), options, providers=["CPUExecutionProvider"])
     feeds = {"input": np.zeros((2, 4, 5, I), np.float32), "sizes": np.array([[4, 5], sizes])}
     with pytest.raises(Exception, match="out of data bounds"):
-        session.run(None, feeds)
+        quiet(standard).run(None, feeds)
 
 
-@pytest.mark.parametrize("shape", [(2, 0, 5), (2, 4, 0), (1, 0, 0), (0, 4, 5)], ids=str)
-def test_a_grid_without_positions_gives_an_empty_output_or_an_error_of_the_runtime(standard: Path, shape: Any) -> None:
-    """Which of both is up to the runtime's own operators: axes of a file have a size of at least 1."""
+def quiet(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(standard), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 5), (0, 4, 5)], ids=str)
+def test_images_without_rows_and_no_images_give_an_empty_output(standard: Path, shape: Any) -> None:
     feeds = {"input": np.zeros((*shape, I), np.float32), "sizes": np.zeros((shape[0], 2), np.int64)}
-    try:
-        (found,) = session.run(None, feeds)
-    except Exception as error:
-        assert "Status Message" in str(error)
-    else:
-        assert found.shape == (*shape, 4 * H)
+    assert quiet(standard).run(None, feeds)[0].shape == (*shape, 4 * H)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 0), (1, 0, 0)], ids=str)
+def test_images_without_columns_are_an_error_of_the_runtime(standard: Path, shape: Any) -> None:
+    feeds = {"input": np.zeros((*shape, I), np.float32), "sizes": np.zeros((shape[0], 2), np.int64)}
+    with pytest.raises(Exception, match="Status Message"):
+        quiet(standard).run(None, feeds)
 
 
 def test_the_written_file_verifies_again_with_drawn_sizes(standard: Path) -> None:
