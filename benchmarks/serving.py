@@ -211,6 +211,9 @@ def main() -> int:
     except BenchmarkError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        keep = False
+        return 130
     finally:
         if keep:
             print(f"\nlogs, models and requests are kept in {folder}", file=sys.stderr)
