@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tritonclient.grpc as triton
 
 from cellport.cells import MDLSTM
+from cellport.serve import Server
 from examples.digits import data, demo, model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,6 +97,10 @@ def test_the_server_reads_as_pytorch_does(digits: data.Digits, tmp_path: Path, r
     torch.manual_seed(0)
     torch.nn.init.normal_(reader.model.head.weight, std=5)
     found = demo.run([reader], training, tested, tmp_path)[reader.name]
+    if not reader.rows:
+        with Server(tmp_path, port=0) as server, triton.InferenceServerClient(server.address) as client:
+            assert demo.singly(reader, client, tested.images) < 1e-4
+            assert demo.larger(reader, client, tested.images) < 1e-4
     assert len(np.unique(demo.scores_of(reader, tested.images).argmax(1))) > 1
     assert found.changed == 0
     assert found.largest < 1e-4
