@@ -8,14 +8,14 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from google.protobuf.message import Message
 
 from .asgi_wire import ACCEPTED_ENCODINGS, MessageReader, Metadata, WireError, frame, read_timeout, status_headers
 from .calls import Call, CallContext, closing_error
-from .status import Status, status_of
+from .status import Status, status_of, trailers_of
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -93,7 +93,7 @@ class GrpcApplication:
         except WireError as error:
             await exchange.end(error.status, str(error))
         except Exception as error:
-            await exchange.end(*status_of(error))
+            await exchange.end(*status_of(error), trailers_of(error))
         finally:
             if timer is not None:
                 timer.cancel()
@@ -309,12 +309,12 @@ class _Exchange:
         self._waiting_bytes = 0
         return data
 
-    async def end(self, status: Status, text: str) -> None:
+    async def end(self, status: Status, text: str, trailers: Iterable[tuple[str, str]] = ()) -> None:
         """Send how the call has ended, after what was written; only the first time counts."""
         if self._told:
             return
         self._over = self._told = True
-        headers = status_headers(status, text)
+        headers = [*status_headers(status, text), *((name.encode(), value.encode()) for name, value in trailers)]
         with contextlib.suppress(OSError):
             if self._begun:
                 await self._send({"type": "http.response.body", "body": self._gathered()})

@@ -12,7 +12,7 @@ from cellport.errors import AddressError
 
 from .calls import Call, CallContext
 from .engine import Engine
-from .status import status_of
+from .status import status_of, trailers_of
 
 
 class GrpcFront:
@@ -112,5 +112,5 @@ def _pairs(metadata: Iterable[Any] | None) -> Iterable[tuple[str, str | bytes]]:
 
 async def _abort(context: Any, error: Exception) -> bytes:
     status, text = status_of(error)
-    await context.abort(grpc.StatusCode[status.name], text)
+    await context.abort(grpc.StatusCode[status.name], text, trailing_metadata=tuple(trailers_of(error)))
     return b""

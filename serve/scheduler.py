@@ -31,6 +31,11 @@ _DROPPED = 64
 """Dropped requests that may lie in the queues beyond as many as wait, before the queues are cleared of them."""
 
 
+_WEIGHT = 0.1
+_SOONEST, _LATEST = 0.001, 5.0
+"""Seconds that a refused request is told to wait, at least and at most."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
     """Limits of batching.
@@ -107,6 +112,8 @@ class Scheduler:
         self._dropped = 0
         self._running = 0
         self._numbers = itertools.count()
+        self._pace: float | None = None
+        self._completed: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -131,12 +138,19 @@ class Scheduler:
             QueueFullError: as many requests or bytes wait as are accepted.
         """
         if self._waiting >= self.settings.queue:
-            raise QueueFullError(f"{self._waiting} requests are waiting; accepted: at most {self.settings.queue}")
+            raise self._full(f"{self._waiting} requests are waiting; accepted: at most {self.settings.queue}")
         if self._waiting and self._bytes + size > self.settings.queue_bytes:
-            raise QueueFullError(
+            raise self._full(
                 f"{self._bytes} bytes of requests are waiting and {size} came; accepted: at most "
                 f"{self.settings.queue_bytes}"
             )
+
+    def _full(self, text: str) -> QueueFullError:
+        """Return the error of a request too many, with the time in which a quarter of what waits will be done."""
+        error = QueueFullError(text)
+        pace = self._pace if self._pace is not None else _SOONEST
+        error.retry_after = min(max(pace * self._waiting / 4, _SOONEST), _LATEST)
+        return error
 
     def submit(self, job: Job) -> list[Completion]:
         """Accept a request.
@@ -206,6 +220,7 @@ class Scheduler:
     def complete(self, tick: Tick, failures: Sequence[Exception | None], now: float) -> list[Completion]:
         """Record what became of each part of a run; a step that failed leaves its sequence where it was."""
         self._running -= 1
+        self._measure(sum(part.final for part in tick.parts), now)
         completions: list[Completion] = []
         for part, failure in zip(tick.parts, failures, strict=True):
             job = part.job
@@ -233,6 +248,13 @@ class Scheduler:
                 completions.append(Completion(job, error))
             completions += self._leave(job)
         return completions
+
+    def _measure(self, done: int, now: float) -> None:
+        """Follow how long a request takes to be done, with the others, while there are some waiting."""
+        if self._completed is not None and self._waiting:
+            pace = (now - self._completed) / max(done, 1)
+            self._pace = pace if self._pace is None else self._pace + _WEIGHT * (pace - self._pace)
+        self._completed = now
 
     def _take(self, group: _Group, now: float, idle: int, completions: list[Completion]) -> list[Job]:
         """Take jobs for one run out of a group."""

@@ -64,6 +64,15 @@ def status_of(error: Exception) -> tuple[Status, str]:
     return Status.INTERNAL, f"internal error; the server's log has the reason under {found}"
 
 
+def trailers_of(error: Exception) -> list[tuple[str, str]]:
+    """Return what goes with an error's status: how long gRPC's own retries, and other callers, had better wait.
+
+    See "Pushback" in gRPC's design of retries.
+    """
+    seconds = error.retry_after if isinstance(error, errors.QueueFullError) else None
+    return [] if seconds is None else [("grpc-retry-pushback-ms", str(max(1, round(seconds * 1000))))]
+
+
 def log_id() -> str:
     """Return an id that tells one failure from others in a log."""
     return secrets.token_hex(4)

@@ -77,7 +77,13 @@ class UnavailableError(ServingError):
 
 
 class QueueFullError(ServingError):
-    """The server has as much waiting work as it accepts; try again later."""
+    """The server has as much waiting work as it accepts; try again later.
+
+    Attributes:
+        retry_after: seconds after which trying again makes sense; None if that is not known, or never.
+    """
+
+    retry_after: float | None = None
 
 
 class DeadlineExceededError(ServingError, TimeoutError):

@@ -134,7 +134,8 @@ def test_what_a_stream_had_waiting_is_dropped_when_its_client_cancels_it(call: A
     def full() -> bool:
         probe = call.future(QUICK, timeout=WAIT)
         try:
-            return probe.exception(0.1).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            failure = probe.exception(0.1)
+            return failure is not None and failure.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         except grpc.FutureTimeoutError:
             probe.cancel()
             return False
