@@ -79,8 +79,12 @@ def check_arguments(args: object, f: object, opset_version: object, chosen: Mapp
             f"calibration is {chosen['calibration']!r:.200}; accepted: a list of mappings from input name to array"
         )
     block = chosen["table_block"]
-    if block is not None and type(block) is not int:
-        raise ExportError(f"table_block is {block!r}; accepted: a number of columns, or None")
+    if block is not None and (type(block) is not int or block < 1):
+        raise ExportError(f"table_block is {block!r}; accepted: a number of columns, at least 1, or None")
+    if not _sequence(chosen["cases"]) or not all(isinstance(each, Mapping) for each in chosen["cases"]):
+        raise ExportError(f"cases is {chosen['cases']!r:.200}; accepted: a list of mappings from input name to array")
+    if chosen["draw"] is not None and not callable(chosen["draw"]):
+        raise ExportError(f"draw is {chosen['draw']!r}; accepted: a function that draws inputs, or None")
     state = chosen["state"]
     if not (state is None or isinstance(state, Mapping) or (isinstance(state, str) and state == "auto")):
         raise ExportError(f"state is {state!r}; accepted: 'auto', None, or a mapping from output name to input name")

@@ -4,6 +4,7 @@ Uniform integers alone would miss a branch on one token, standard normal numbers
 logarithm.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,11 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 _SPREAD = 0.2
+_SELDOM, _OFTEN = 0.03, 0.3
+"""How often each special number is drawn, and all of them together at most."""
+
+_LEAST, _MOST = 1.5, 1e4
+"""What a special number is between: normal numbers reach smaller ones, and larger ones are masks."""
 
 
 def draw(
@@ -19,6 +25,7 @@ def draw(
     dtype: str,
     bounds: tuple[int, int] | None = None,
     example: Array | None = None,
+    special: Iterable[float] = (),
 ) -> Array:
     """Draw one input.
 
@@ -28,6 +35,7 @@ def draw(
         dtype: NumPy's name of the element type.
         bounds: for integers, the smallest and the largest that is accepted, if that is known.
         example: a value that is accepted.
+        special: numbers to draw too, where they are in the range of what is accepted.
 
     Returns:
         For floats, values of the example, each up or down by about a fifth, or standard normal ones where there is no
@@ -42,14 +50,29 @@ def draw(
         if bounds is None:
             return rng.choice(np.array([0, 1]) if seen is None else seen, shape).astype(dtype)
         low, high = bounds
-        special = np.unique(np.clip([low, low + 1, low + 2, high], low, high))
+        ends = np.unique(np.clip([low, low + 1, low + 2, high], low, high))
         if seen is not None:
-            special = np.union1d(special, seen[(seen >= low) & (seen <= high)])
+            ends = np.union1d(ends, seen[(seen >= low) & (seen <= high)])
         uniform = rng.integers(low, high, shape, endpoint=True)
-        return np.where(rng.random(shape) < 0.5, rng.choice(special, shape), uniform).astype(dtype)
+        drawn = np.where(rng.random(shape) < 0.5, rng.choice(ends, shape), uniform).astype(dtype)
+        named = np.array(sorted({int(each) for each in special if low <= each <= high and each == int(each)}), dtype)
+        # Not often: what has happened in one chunk or row must not have happened in all others as well.
+        seldom = min(_SELDOM * len(named), _OFTEN)
+        return np.where(rng.random(shape) < seldom, rng.choice(named, shape), drawn) if named.size else drawn
     if seen is None or seen.size < 3 or not np.isfinite(seen).all():
-        return rng.standard_normal(shape).astype(dtype)
-    return (rng.choice(seen, shape) * (1 + _SPREAD * rng.standard_normal(shape))).astype(dtype)
+        drawn = rng.standard_normal(shape).astype(dtype)
+        positive = False
+    else:
+        drawn = (rng.choice(seen, shape) * (1 + _SPREAD * rng.standard_normal(shape))).astype(dtype)
+        positive = bool(seen.min() > 0)
+    thresholds = np.array(
+        sorted({each for each in special if _LEAST < (each if positive else abs(each)) < _MOST}), dtype
+    )
+    if not thresholds.size:
+        return drawn
+    around = (rng.choice(thresholds, shape) * (1 + _SPREAD * rng.standard_normal(shape))).astype(dtype)
+    seldom = min(_SELDOM * len(thresholds), _OFTEN)
+    return np.where(rng.random(shape) < seldom, np.abs(around) if positive else around, drawn)
 
 
 def draw_state(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:

@@ -25,6 +25,7 @@ from .arguments import (
     metric_of,
 )
 from .capture import Captured, Copies, unlike_sizes
+from .constants import numbers_of
 from .describing import describe_graph
 from .drawn import Draw, with_draw
 from .graphing import FixedAxisError, check, graph_of_module, make_optional, save
@@ -137,6 +138,8 @@ def to_onnx(
         "batches": batches,
         "table_block": table_block,
         "calibration": calibration,
+        "cases": cases,
+        "draw": draw,
         "verify": verify,
         "evaluate": evaluate,
     }
@@ -148,7 +151,8 @@ def to_onnx(
     )
     leaves, structure = argument_leaves(model, args, input_names, dynamic_shapes)
     check_examples(leaves)
-    leaves = with_draw(_with_rows(model, leaves, structure), draw)
+    special = numbers_of(model)
+    leaves = [replace(leaf, special=special) for leaf in with_draw(_with_rows(model, leaves, structure), draw)]
     check_repeats(model, leaves, structure)
     folding = passes.LookupTables(lookup)
     form: Lowering = "scan" if weights == "int8" and lowering == "auto" else lowering
@@ -182,7 +186,10 @@ def to_onnx(
             raise ExportError(f"{error}; it could not be made a recurrence: {said}") from error
         carried = streamed(rolled, leaves, structure) if state == "auto" else None
         if isinstance(carried, Streamed):
-            captured, causal = captured_of(carried.model, carried.leaves, carried.structure, carried.states)
+            try:
+                captured, causal = captured_of(carried.model, carried.leaves, carried.structure, carried.states)
+            except ExportError as failure:  # such as of a state that holds indices, of which not all are accepted
+                carried = str(failure)
         notes = [carried] if isinstance(carried, str) else [] if causal else [*captured.notes[-1:]]
         if not isinstance(carried, Streamed) or not causal:
             captured, causal = captured_of(rolled, leaves, structure, {})

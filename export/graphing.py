@@ -1,6 +1,7 @@
 """From a captured module to an ONNX graph: traced, translated, optimised, with optional inputs; and onto disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 import torch
+from torch.fx.experimental import _config as fx_config
 
 from cellport.errors import CellportError, ExportError
 from cellport.manifest import BATCH, METADATA_KEY, Manifest
@@ -22,6 +24,10 @@ from .translate import quiet, translate
 from .writing import external_data
 
 __all__ = ["FixedAxisError", "check", "graph_of_module", "make_optional", "save"]
+
+_SIZES = (1, 2, 3, 40, 300)
+_LONGEST = 1200
+"""Up to which size of an axis the numbers in a module's code are tried."""
 
 _EXTERNAL_DATA_FROM = 64_000_000
 """Bytes of weights and tables from which they go beside the file, where processes share one copy of them."""
@@ -63,15 +69,29 @@ def graph_of_module(
         {position: dimensions[axis] for position, axis in enumerate(leaf.axes) if isinstance(axis, str)}
         for leaf in leaves
     )
-    try:
+
+    def traced() -> torch.export.ExportedProgram:
         with quiet(), torch.no_grad():
             torch._dynamo.reset()  # what an earlier export fixed would be fixed in this one
-            program = torch.export.export(
+            return torch.export.export(
                 captured.module,
                 tuple(captured.example(captured.unlike_sizes())),
                 dynamic_shapes=(shapes,),
                 strict=False,
             )
+
+    try:
+        try:
+            program = traced()
+        except Exception as error:
+            if isinstance(error, CellportError) or not _fixes_an_axis(error):
+                raise
+            # A size that is one less than an axis may be 1, where the tracer sees a case of its own, which it mostly is
+            # not.
+            with _oblivious():
+                program = traced()
+            if not _is_the_module(program, captured):
+                raise
     except CellportError:
         raise
     except Exception as error:  # whatever the user's forward and torch's tracer raise
@@ -100,6 +120,48 @@ def graph_of_module(
     outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]
     ir.passes.PassManager([passes.SeparateOutputs(), passes.NameTensors(inputs, outputs)], steps=1)(graph)
     return graph, notes
+
+
+@contextmanager
+def _oblivious() -> Iterator[None]:
+    """Let the tracer take a size of 1 for any other."""
+    before = fx_config.backed_size_oblivious
+    fx_config.backed_size_oblivious = True
+    try:
+        yield
+    finally:
+        fx_config.backed_size_oblivious = before
+
+
+def _is_the_module(program: torch.export.ExportedProgram, captured: Captured) -> bool:
+    """Compare a traced module with the module itself over other sizes, also around the numbers in its code."""
+    leaves = captured.leaves()
+    numbers = {int(each) for leaf in leaves for each in leaf.special if each == int(each) and 1 < each <= _LONGEST}
+    around = sorted({number + change for number in numbers for change in (-1, 0, 1)} | set(_SIZES))
+    axes = list(captured.sizes)
+    cases = [{**captured.unlike_sizes(), axis: size} for axis in axes for size in around]
+    rng = torch.Generator().manual_seed(0)
+    graph = program.module(check_guards=False)
+    for sizes in cases:
+        values = [
+            value + 0.1 * torch.randn(value.shape, generator=rng, dtype=value.dtype)
+            if value.is_floating_point()
+            else value
+            for value in captured.example(sizes)
+        ]
+        with torch.no_grad():
+            try:
+                truth = captured.module(*values)
+            except Exception:  # the module does not run at this size
+                continue
+            try:
+                found = graph(*values)
+            except Exception:  # whatever a graph fails with that was made for other sizes
+                return False
+        for one, other in zip(truth, found, strict=True):
+            if one.shape != other.shape or not torch.allclose(one, other, 1e-4, 1e-4, equal_nan=True):
+                return False
+    return True
 
 
 def _fixes_an_axis(error: Exception) -> bool:

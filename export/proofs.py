@@ -17,20 +17,30 @@ from .runs import Array, Arrays, Contract, Runner, in_chunks, row_by_row, valid_
 _TOLERANCE = 1e-9
 _STEPS = 7
 _CUTS = ((0, 3, _STEPS), tuple(range(_STEPS + 1)))
+_SEEDS = 4
 _FAR = (150, 70, 33, 17)
+_FARTHEST, _BEYOND = 1100, 20
 _ROUNDING = 1e-15
 _GROWTH = 100.0
 
 
 def horizon(captured: Captured) -> int:
-    """The steps that proofs look over: 150, or as many as the module runs with.
+    """The steps that proofs look over: 150, or beyond the numbers in the module's code, or as many as it runs with.
 
     What reaches further, such as a convolution over 200 steps behind a recurrent layer, is not seen.
     """
     if not captured.horizon:
-        run = captured.runner(torch.float64)
+        run = captured.runner(torch.float64).plain  # what is added to the module must run wherever it does
+        sizes = {size for each in captured.module.parameters() for size in each.shape}
+        named = [each for leaf in captured.inputs for each in leaf.special if _FAR[0] < each <= _FARTHEST]
+        beyond = [int(each) + _BEYOND for each in named if each not in sizes]
         captured.horizon = next(
-            (steps for steps in _FAR if _runs(run, _example(captured, (steps,), steps=steps)[0])), _STEPS
+            (
+                steps
+                for steps in (*sorted(beyond, reverse=True)[:1], *_FAR)
+                if _runs(run, _example(captured, (steps,), steps=steps)[0])
+            ),
+            _STEPS,
         )
     return captured.horizon
 
@@ -53,18 +63,24 @@ def why_not_causal(captured: Captured) -> str | None:
     if not any(TIME in axes for axes in contract.inputs.values()):
         return "no input has an axis named 'time'"
     reason = _why_chunks_differ(captured, (_STEPS, 4, 2), _CUTS)
+    for seed in range(1, _SEEDS):
+        reason = reason or _why_chunks_differ(captured, (_STEPS, 4, 2), _CUTS, seed=seed)
     if reason is None and (far := horizon(captured)) > _STEPS:
         reason = _why_chunks_differ(captured, (far, far // 2, 3), ((0, 1, far // 3, far - 10, far),), chaotic=True)
     return reason
 
 
 def _why_chunks_differ(
-    captured: Captured, lengths: tuple[int, ...], plans: Sequence[tuple[int, ...]], chaotic: bool = False
+    captured: Captured,
+    lengths: tuple[int, ...],
+    plans: Sequence[tuple[int, ...]],
+    chaotic: bool = False,
+    seed: int = 0,
 ) -> str | None:
     """Compare one pass with runs cut as `plans` say; a chaotic module may differ by what a rounding grows to."""
     contract = captured.contract()
     run = captured.runner(torch.float64)
-    clean, _ = _example(captured, lengths, steps=lengths[0])
+    clean, _ = _example(captured, lengths, seed=seed, steps=lengths[0])
     valid = clean.get(contract.lengths) if contract.lengths is not None else None
     try:
         whole = run(clean)
@@ -92,18 +108,20 @@ def why_padding_is_read(captured: Captured, without: Captured) -> str | None:
     Returns:
         None if every output is the same, else what differs.
     """
-    reason = _why_padded_differs(captured, without, (_STEPS, 4, 1))
+    reason = None
+    for seed in range(_SEEDS):
+        reason = reason or _why_padded_differs(captured, without, (_STEPS, 4, 1), seed=seed)
     if reason is None and (far := horizon(captured)) > _STEPS:
         reason = _why_padded_differs(captured, without, (far, far // 2, far // 6), chaotic=True)
     return reason
 
 
 def _why_padded_differs(
-    captured: Captured, without: Captured, rows: tuple[int, ...], chaotic: bool = False
+    captured: Captured, without: Captured, rows: tuple[int, ...], chaotic: bool = False, seed: int = 0
 ) -> str | None:
     contract = captured.contract()
     assert contract.lengths is not None
-    clean, garbage = _example(captured, rows, steps=rows[0])
+    clean, garbage = _example(captured, rows, seed=seed, steps=rows[0])
     lengths = clean[contract.lengths]
     run = captured.runner(torch.float64)
     try:
@@ -141,8 +159,17 @@ def why_rows_meet(captured: Captured) -> str | None:
     contract = captured.contract()
     if not any(BATCH in axes for axes in contract.inputs.values()):
         return None
+    for seed in range(_SEEDS):
+        reason = _why_rows_differ(captured, seed)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _why_rows_differ(captured: Captured, seed: int) -> str | None:
+    contract = captured.contract()
     run = captured.runner(torch.float64)
-    clean, _ = _example(captured, lengths=(_STEPS,) * 3)
+    clean, _ = _example(captured, lengths=(_STEPS,) * 3, seed=seed)
     lengths = np.full(3, _STEPS)
     try:
         together = run(clean)
@@ -170,11 +197,7 @@ def why_not_the_module(captured: Captured) -> str | None:
         cut = max(rows) < _STEPS
         if cut and not own_lengths:
             break
-        clean, _ = _example(captured, rows, seed=number)
-        try:
-            plain = runner.plain(clean)
-        except Exception as error:  # whatever the user's forward raises
-            raise ExportError(_why_no_truth(captured, clean, error)) from error
+        clean, plain = _that_runs(captured, runner, rows, number)
         given = {name: value for name, value in clean.items() if name in captured.arguments}
         before = uncut.get()
         found = runner(
@@ -197,6 +220,17 @@ def why_not_the_module(captured: Captured) -> str | None:
                 )
             return f"result {name!r} of the captured module differs from that of the model itself"
     return None
+
+
+def _that_runs(captured: Captured, runner: TorchRunner, rows: tuple[int, ...], number: int) -> tuple[Arrays, Arrays]:
+    """Inputs that the user's module runs with, and its results: a drawn mask, for one, may leave nothing of a row."""
+    for attempt in range(_SEEDS):
+        clean, _ = _example(captured, rows, seed=number + 100 * attempt)
+        try:
+            return clean, runner.plain(clean)
+        except Exception as error:  # whatever the user's forward raises
+            failure, inputs = error, clean
+    raise ExportError(_why_no_truth(captured, inputs, failure)) from failure
 
 
 def _why_no_truth(captured: Captured, feeds: Arrays, error: Exception) -> str:
@@ -256,12 +290,14 @@ def _example(captured: Captured, lengths: tuple[int, ...], seed: int = 0, steps:
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in leaf.axes)
         example = leaf.example.numpy()
         bounds = None if leaf.rows is None else (0, leaf.rows - 1)
-        value = draw(rng, shape, str(example.dtype), bounds, example)
+        value = draw(rng, shape, str(example.dtype), bounds, example, leaf.special)
         if leaf.axes == (BATCH,) and leaf.rows is None and value.dtype.kind in "iu":
             value = np.minimum(value, steps).astype(value.dtype)  # these may be lengths
         mask = valid_part(np.ones(shape, bool), leaf.axes, valid)
         dirty = (
-            np.full(shape, np.nan) if value.dtype.kind == "f" else draw(rng, shape, str(example.dtype), bounds, example)
+            np.full(shape, np.nan)
+            if value.dtype.kind == "f"
+            else draw(rng, shape, str(example.dtype), bounds, example, leaf.special)
         )
         clean[leaf.name] = np.where(mask, value, np.zeros((), value.dtype))
         garbage[leaf.name] = np.where(mask, value, dirty)

@@ -20,6 +20,7 @@ from cellport.errors import CellportError
 from cellport.manifest import BATCH, TIME
 
 from .capture import unlike_sizes
+from .constants import numbers_of
 from .drawing import draw
 from .flat import in_precision, results
 from .hoisting import hoisted
@@ -33,7 +34,11 @@ __all__ = ["Rerolled", "reroll"]
 
 _RUNS = 8
 _LENGTHS = 3
-_PROVED = ((1, 1), (1, 3), (2, 2), (3, 1), (8, 3), (40, 2), (150, 1))
+_PROVED = ((1, 1), (1, 3), (2, 2), (3, 1), (4, 1), (8, 3), (40, 2), (5, 100), (150, 1), (300, 2), (1100, 1))
+"""Steps and batch sizes. A branch on a size beyond, which no number in the code tells of, is not seen."""
+
+_LONGEST, _LARGEST = 1200, 600
+"""Steps and rows up to which the numbers in the code are tried."""
 _TOLERANCE = 1e-9
 
 
@@ -60,6 +65,8 @@ def reroll(model: nn.Module, leaves: Sequence[Leaf], structure: Any) -> tuple[Re
     try:
         traces = hoisted(_traces(model, leaves, structure))
         for program in programs(traces, axes):
+            if not program.loops:
+                return None, "no operators in it repeat over the steps"
             made = Rerolled(model, program)
             differs = _why_not_the_module(made, model, leaves, structure)
             if differs is None:
@@ -118,18 +125,26 @@ def _why_not_the_module(made: Rerolled, model: nn.Module, leaves: Sequence[Leaf]
     """Compare in float64 at lengths and batch sizes of which the traces were none."""
     original, rolled = in_precision(model, torch.float64), in_precision(made, torch.float64)
     with _silent(torch.float64):
-        for number, (steps, batch) in enumerate(_PROVED):
+        for number, (steps, batch) in enumerate([*_PROVED, *_sizes_in_code(model)]):
             values = _drawn(leaves, {**unlike_sizes(model, leaves), BATCH: batch, TIME: steps}, number)
             truth = _answers(original, values, structure)
             if isinstance(truth, str):
                 continue  # it does not run at this size, such as with lengths that must be longer
             found = _answers(rolled, values, structure)
             if isinstance(found, str):
-                return f"the loop as a recurrence does not run over {steps} steps: {found}"
+                return f"the loop as a recurrence does not run over {steps} steps and {batch} rows: {found}"
             for index, (one, other) in enumerate(zip(truth, found, strict=True)):
                 if one.shape != other.shape or not np.allclose(one, other, _TOLERANCE, _TOLERANCE, equal_nan=True):
-                    return f"result {index} of the loop as a recurrence differs over {steps} steps"
+                    return f"result {index} of the loop as a recurrence differs over {steps} steps and {batch} rows"
     return None
+
+
+def _sizes_in_code(model: nn.Module) -> list[tuple[int, int]]:
+    """Steps and batch sizes around the numbers that the code may compare them to."""
+    named = {int(each) for each in numbers_of(model) if each == int(each) and each > 1}
+    around = sorted({number + change for number in named for change in (-1, 0, 1)})
+    steps = [(each, 1) for each in around if 1 <= each <= _LONGEST]
+    return [*steps, *((2, each) for each in around if 1 <= each <= _LARGEST)]
 
 
 def _drawn(leaves: Sequence[Leaf], sizes: Mapping[str, int], seed: int) -> list[Tensor]:
@@ -138,7 +153,9 @@ def _drawn(leaves: Sequence[Leaf], sizes: Mapping[str, int], seed: int) -> list[
     for leaf in leaves:
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in leaf.axes)
         bounds = None if leaf.rows is None else (0, leaf.rows - 1)
-        value = torch.from_numpy(draw(rng, shape, str(leaf.example.numpy().dtype), bounds, leaf.example.numpy()))
+        value = torch.from_numpy(
+            draw(rng, shape, str(leaf.example.numpy().dtype), bounds, leaf.example.numpy(), leaf.special)
+        )
         values.append(value.double() if value.is_floating_point() else value)
     return values
 

@@ -25,6 +25,7 @@ class Leaf:
         example: a value of it.
         rows: for integers that select rows, such as those of an embedding, how many rows there are, if that is known.
         drawn: draws a value of given sizes from a seed, if the user does so.
+        special: numbers that the model's code is written with, which proofs draw too.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Leaf:
     example: Tensor
     rows: int | None = None
     drawn: Callable[[Mapping[str, int], int], Tensor] | None = None
+    special: frozenset[float] = frozenset()
 
     def sized(self, sizes: Mapping[str, int], seed: int = 0) -> Tensor:
         """Return the example with each named axis repeated or cut to the size that `sizes` gives it."""

@@ -110,7 +110,7 @@ def test_counts_may_come_from_a_file(tmp_path: Path) -> None:
     [
         ({"weights": "int4"}, "weights is 'int4'; accepted: 'float32', 'float16', 'int8'"),
         ({"tables": "int4"}, "tables is 'int4'; accepted: 'float32', 'float16', 'int8'"),
-        ({"tables": "int8", "table_block": 0}, "block is 0 for int8 tables"),
+        ({"tables": "int8", "table_block": 0}, "table_block is 0; accepted: a number of columns, at least 1"),
         ({"counts": [1, 2]}, "counts is .* accepted: a mapping from input name"),
         ({"counts": {"words": np.ones(3, int)}}, "counts are given for input 'words'"),
         ({"counts": {"tokens": np.ones(3, int)}}, "are for 3 tokens"),
