@@ -1,6 +1,6 @@
 """Train three readers of digits, export them, prove them, serve them, and read images that they never saw.
 
-python -m examples.digits.demo [--md 40] [--grid 30] [--rows 80] [--validate]
+python -m examples.digits.demo [--md 30] [--grid 35] [--rows 80] [--validate]
 """
 
 import argparse
@@ -69,8 +69,8 @@ class Result(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train, export and serve networks that read handwritten digits.")
-    parser.add_argument("--md", type=int, default=40, help="epochs of the multi-dimensional LSTM (default 40)")
-    parser.add_argument("--grid", type=int, default=30, help="epochs of the Grid LSTM (default 30)")
+    parser.add_argument("--md", type=int, default=30, help="epochs of the multi-dimensional LSTM (default 30)")
+    parser.add_argument("--grid", type=int, default=35, help="epochs of the Grid LSTM (default 35)")
     parser.add_argument("--rows", type=int, default=80, help="epochs of the LSTM over rows (default 80)")
     parser.add_argument("--validate", action="store_true", help="leave the tested part alone and hold out another")
     arguments = parser.parse_args()
@@ -133,14 +133,14 @@ def train(reader: Reader, digits: Digits) -> None:
     """Train by AdamW, with one cycle of the learning rate, on images that are distorted anew each time."""
     generator = torch.Generator().manual_seed(0)
     model, count = reader.model.train(), len(digits.labels)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=reader.rate, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=reader.rate, weight_decay=0.1)
     steps = reader.epochs * -(-count // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, reader.rate, total_steps=steps)
     for epoch in range(reader.epochs):
         losses = []
         for rows in torch.randperm(count, generator=generator).split(BATCH):
             scores = model(*reader.given(distort(digits.images[rows], generator)))
-            loss = F.cross_entropy(scores, digits.labels[rows])
+            loss = F.cross_entropy(scores, digits.labels[rows], label_smoothing=0.1)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -45,13 +45,13 @@ def test_an_image_without_ink_keeps_a_pixel() -> None:
 
 
 def test_distortion_is_small_and_different_for_every_image(digits: data.Digits) -> None:
-    """No distortion gives the image back, and what is most like a distorted image mostly shows the same digit."""
+    """None at all gives the image back; after half of it the most similar image mostly shows the same digit."""
     generator = torch.Generator().manual_seed(0)
     images, labels = (each[:200] for each in digits)
     torch.testing.assert_close(data.distort(images, generator, 0.0), images, atol=1e-5, rtol=0)
     copies = data.distort(images[:1].expand(20, -1, -1), generator)
     assert len(copies.flatten(1).unique(dim=0)) == 20
-    nearest = torch.cdist(data.distort(images, generator).flatten(1), images.flatten(1)).argmin(1)
+    nearest = torch.cdist(data.distort(images, generator, 0.5).flatten(1), images.flatten(1)).argmin(1)
     assert (labels[nearest] == labels).float().mean() > 0.9
 
 
