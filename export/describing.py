@@ -14,6 +14,7 @@ from .capture import Captured, State
 from .image_sizes import SIZES, ImageSizes
 from .ranges import index_ranges
 from .signature import Leaf
+from .union_proof import Union
 
 __all__ = ["describe_graph"]
 
@@ -29,6 +30,7 @@ def describe_graph(
     required: bool,
     shrunk: Mapping[str, Any],
     sizes: ImageSizes | None = None,
+    union: Union | None = None,
 ) -> Manifest:
     """Describe a graph.
 
@@ -43,8 +45,10 @@ def describe_graph(
         required: whether states must be given.
         shrunk: fields of `Source` that tell what was made smaller.
         sizes: the input of sizes, if rows of different sizes may share a run.
+        union: which inputs are indices, and along which axes requests may be united.
     """
     ranges = index_ranges(graph)
+    union = union or Union()
     dtypes = {value.name: _dtype(value) for value in (*graph.graph.inputs, *graph.graph.outputs)}
     inputs = tuple(
         InputSpec(
@@ -55,6 +59,8 @@ def describe_graph(
             range=ranges.get(leaf.name),
             optional=captured.added_lengths and leaf.name == captured.lengths,
             of=sizes.axes if sizes is not None and leaf.name == SIZES else (),
+            index_of=union.indices.get(leaf.name),
+            unite=union.axes.get(leaf.name),
         )
         for leaf in captured.inputs
     )

@@ -42,6 +42,7 @@ from .shrinking import Shrinking, TableType, WeightType
 from .signature import Leaf, argument_leaves, result_names, state_pairs
 from .size_proof import padded_sizes
 from .streaming import Streamed, streamed
+from .union_proof import proved_union
 from .verification import QUICK, compare, named_cases
 from .watching import layers_of, run_cell, watching
 from .writing import external_data, written
@@ -210,6 +211,14 @@ def to_onnx(
             examples,
             coarseness(model),
         )
+        union, united = proved_union(
+            captured.runner(torch.float64),
+            {leaf.name: leaf.axes for leaf in captured.inputs},
+            dict(captured.outputs),
+            examples,
+            draw,
+            stateful=bool(captured.states),
+        )
         manifest = describe_graph(
             graph,
             captured,
@@ -221,11 +230,12 @@ def to_onnx(
             state_inputs == "required",
             shrinking.source(),
             sizes,
+            union,
         )
         check(graph, draft.parent)
         save(graph, manifest, draft)
         own = captured.runner(captured.copies.dtype)
-        notes = [*captured.notes, *lowered, *filter(None, [proved]), *folding.notes, *shrinking.notes]
+        notes = [*captured.notes, *lowered, *filter(None, [proved, united]), *folding.notes, *shrinking.notes]
         if verify:
             figures = compare(
                 manifest,

@@ -120,6 +120,8 @@ def _notes(spec: Any) -> str:
     notes = []
     if spec.range is not None:
         notes.append(f"{spec.range.minimum} to {spec.range.maximum}")
+    if getattr(spec, "index_of", None) is not None:
+        notes.append(f"positions of {spec.index_of}, -1 for none")
     if spec.optional or spec.role in ("lengths", "sizes"):
         notes.append("optional")
     return ", ".join(notes)

@@ -13,6 +13,7 @@ import numpy as np
 
 from cellport.errors import InvalidRequestError
 from cellport.manifest import BATCH, TIME, Axes, InputSpec, Manifest, StateSpec
+from cellport.unions import union_axes
 
 from .codec import Array, datatype_of, dtype_of, names
 
@@ -94,6 +95,7 @@ class Contract:
         rowwise: every input has a batch axis.
         pads: requests of different time can be joined by padding.
         joins: axes besides time along which requests of different size can be joined by padding.
+        unites: axes along which requests are put one behind the other, where they can be run as one graph.
         cuts: a request can be run in chunks, and others can join and leave in between.
         concatenated: names of the outputs whose chunks, one after the other, make the whole.
         fetchable: names of all outputs, states among them.
@@ -109,6 +111,9 @@ class Contract:
         self.splits = all(BATCH in each.axes for each in manifest.outputs) and any(
             BATCH in each.axes for each in manifest.inputs
         )
+        self._indices = [each for each in manifest.inputs if each.index_of is not None]
+        if any(each.index_of == BATCH for each in self._indices):
+            self.splits = False  # rows know of each other
         self.rowwise = all(BATCH in each.axes for each in manifest.inputs)
         self.concatenated = frozenset(each.name for each in manifest.outputs if each.chunking == "concatenate")
         self.fetchable = (*self.outputs, *self.state_outputs)
@@ -136,6 +141,7 @@ class Contract:
             and all(isinstance(a, int) or a in known for e in manifest.outputs for a in e.axes)
         ):
             self.joins = sizes.of
+        self.unites = union_axes(manifest)
         self._plans: dict[Hashable, _Plan] = {}
         self._lengths_name = manifest.lengths.name if manifest.lengths is not None else None
 
@@ -167,6 +173,11 @@ class Contract:
             if at is not None:
                 array = array[at]
             inputs[name] = array if spec is None else self._check_range(spec, array, lengths)
+        if self._indices:
+            sizes = {**plan.sizes, BATCH: plan.rows}
+            for spec in self._indices:
+                if spec.name in inputs and spec.index_of in sizes:
+                    _check_index(spec, inputs[spec.name], sizes[spec.index_of])
         return Bound(
             rows=plan.rows,
             time=plan.time,
@@ -335,6 +346,18 @@ class Contract:
             repeated = next(name for name in outputs if list(outputs).count(name) > 1)
             raise InvalidRequestError(f"output {repeated!r} is asked for more than once")
         return tuple(outputs)
+
+
+def _check_index(spec: InputSpec, array: Array, size: int) -> None:
+    """Refuse what is no position of the axis: a graph may read another position for it."""
+    if not array.size or (array.min() >= -1 and array.max() < size):
+        return
+    outside = (array < -1) | (array >= size)
+    at = np.unravel_index(int(outside.argmax()), array.shape)
+    accepted = f"0 to {size - 1}, the axis {spec.index_of!r}, or -1 for none" if size else "-1 for none"
+    raise InvalidRequestError(
+        f"input {spec.name!r} has value {array[at]} at {[int(index) for index in at]}; accepted: {accepted}"
+    )
 
 
 def padding(spec: InputSpec) -> int:

@@ -11,6 +11,7 @@ from .contract import Bound
 from .generation import Generation
 from .model import Model
 from .requests import Control, Reply
+from .uniting import shape_of
 
 if TYPE_CHECKING:
     from .sequences import Lane
@@ -55,6 +56,8 @@ class Job:
         key: what jobs have in common that may share a run.
         size: bytes of its tensors.
         extent: its sizes along the axes that are padded where it runs whole.
+        graph: of a job that is united with others, for each input its size along the axis where it is put behind the
+            others, and its other sizes.
         steps: how many steps it takes, the longest of its rows; 1 if there is no time axis.
         position: how many steps of it are done.
         slots: for each row, where its state after `position` steps is; empty as long as it is where the job began.
@@ -80,6 +83,7 @@ class Job:
     key: Hashable = None
     size: int = 0
     extent: tuple[int, ...] = ()
+    graph: tuple[tuple[int, tuple[int, ...]], ...] = ()
     steps: int = 1
     position: int = 0
     slots: list[int] = field(default_factory=list)
@@ -98,6 +102,8 @@ class Job:
                 self.steps = self.bound.time
             joins = self.model.contract.joins
             self.extent = tuple(self.bound.sizes[axis] for axis in joins) if joins else (self.steps,)
+            if self.model.contract.unites:
+                self.graph = shape_of(self.model.contract, self.bound)
             self.size = sum(array.nbytes for array in self.bound.inputs.values())
 
     @property

@@ -23,6 +23,7 @@ from .requests import Reply
 from .sequences import Answer, SequenceTable
 from .slots import INITIAL
 from .ticks import group_key
+from .uniting import UnionShape
 
 _SEARCH = 4
 """Requests that are passed over, for each row of a run, before the search for ones that fit is given up."""
@@ -85,14 +86,19 @@ class _Shape:
     rows: int = 0
     extent: tuple[int, ...] = ()
     filled: int = 0
+    union: UnionShape | None = None
 
     def with_job(self, job: Job, rows: int) -> "_Shape":
+        if job.graph:
+            return _Shape(self.rows + rows, union=(self.union or UnionShape()).with_graph(job.graph))
         extent = tuple(map(max, self.extent, job.extent)) if self.extent else job.extent
         return _Shape(self.rows + rows, extent, self.filled + rows * math.prod(job.extent))
 
-    @property
-    def volume(self) -> int:
-        return self.rows * math.prod(self.extent)
+    def fits(self, padding: float) -> bool:
+        """Whether padding makes the run, or any input of a union, at most so many times larger."""
+        if self.union is not None:
+            return self.union.fits(padding)
+        return self.rows * math.prod(self.extent) <= padding * self.filled
 
 
 class Scheduler:
@@ -277,7 +283,7 @@ class Scheduler:
                 break
             heapq.heappop(group.heap)
             grown = shape.with_job(job, rows)
-            if not group.cut and jobs and grown.volume > self.settings.padding * grown.filled:
+            if not group.cut and jobs and not grown.fits(self.settings.padding):
                 left.append(item)
                 continue
             shape = grown

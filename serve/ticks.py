@@ -18,6 +18,7 @@ from .generation import advance
 from .jobs import Part, Tick
 from .model import Model
 from .slots import INITIAL
+from .uniting import divided, united_feeds
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def group_key(model: Model, bound: Bound, *, cut: bool, stateful: bool) -> Hasha
         stateful: the request is a step of a sequence.
     """
     contract = model.contract
+    if contract.unites:
+        return tuple(bound.inputs)
     if not contract.splits or (not model.arena.uniform and (stateful or bound.states or cut)):
         return None
     static: list[tuple[str, tuple[int, ...], bytes]] = []
@@ -72,15 +75,21 @@ def group_key(model: Model, bound: Bound, *, cut: bool, stateful: bool) -> Hasha
 def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> None:
     contract = model.contract
     started = time.perf_counter()
-    feeds = _feeds(model, parts, steps)
+    together = bool(contract.unites) and len(parts) > 1
+    bounds = [_bound(part) for part in parts]
+    feeds = united_feeds(contract, bounds) if together else _feeds(model, parts, steps)
     fetches = _fetches(contract, parts)
     results = model.run(feeds, fetches)
     _keep(model, parts, results, rows)
-    start = 0
-    for part in parts:
-        stop = start + part.count
-        _give(contract, part, results, start, stop)
-        start = stop
+    if together:
+        for part, outputs in zip(parts, divided(contract, bounds, results), strict=True):
+            part.job.results = outputs
+    else:
+        start = 0
+        for part in parts:
+            stop = start + part.count
+            _give(contract, part, results, start, stop)
+            start = stop
     _generate([part for part in parts if part.final and part.job.generation is not None])
     if fetches:
         model.costs.observe(rows, steps, time.perf_counter() - started)

@@ -79,6 +79,11 @@ class InputSpec:
         optional: the graph has a default for it, so it may be left out.
         of: of an input of sizes, the axis that each column is a size along. What lies outside of a row's sizes is
             proved not to count, so that rows of different sizes may share a run.
+        index_of: the axis whose positions the integers number: 0 to its size less 1, or -1 for none.
+        unite: the axis along which the tensors of several requests are put one behind the other. Where all inputs have
+            one, a disjoint union of requests is proved to compute what each alone computes: integers that are an
+            `index_of` an axis count from where their request's part of it begins, and the other dynamic axes are
+            padded to the largest, with -1 in such integers and 0 elsewhere.
     """
 
     name: str
@@ -88,6 +93,8 @@ class InputSpec:
     range: Range | None = None
     optional: bool = False
     of: tuple[str, ...] = ()
+    index_of: str | None = None
+    unite: str | None = None
 
     def __post_init__(self) -> None:
         _check_tensor("input", self.name, self.dtype, self.axes)
@@ -100,6 +107,13 @@ class InputSpec:
                 f"input {self.name!r} has role 'sizes' of {list(self.of)}; it must be integers with axes "
                 f"['batch', {len(self.of)}]"
             )
+        if self.index_of is not None and self.dtype not in ("int32", "int64"):
+            raise ManifestError(
+                f"input {self.name!r} numbers positions of {self.index_of!r}; its dtype {self.dtype!r} must be int32 "
+                "or int64"
+            )
+        if self.unite is not None and self.unite not in self.axes:
+            raise ManifestError(f"input {self.name!r} is united along {self.unite!r}; accepted: one of {self.axes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +309,10 @@ class Manifest:
             raise ManifestError("more than one input has role 'lengths'")
         if sum(each.role == "sizes" for each in self.inputs) > 1:
             raise ManifestError("more than one input has role 'sizes'")
+        known = {axis for each in self.inputs for axis in each.axes}
+        for each in self.inputs:
+            if each.index_of is not None and each.index_of not in known:
+                raise ManifestError(f"input {each.name!r} numbers positions of {each.index_of!r}, which no input has")
 
     @property
     def lengths(self) -> InputSpec | None:
