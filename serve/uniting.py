@@ -9,6 +9,9 @@ from cellport.unions import part_of, sizes_of, united
 from .codec import Array
 from .contract import Bound, Contract
 
+_MOST = 1024
+"""Positions of a union. Every step of a sweep copies the state of all nodes; see docs/decisions/0018-unions.md."""
+
 GraphShape = tuple[tuple[int, tuple[int, ...]], ...]
 """For each input, the size along the axis where graphs are put one behind the other, and the other sizes."""
 
@@ -46,8 +49,8 @@ class UnionShape:
         )
 
     def fits(self, padding: float) -> bool:
-        """Whether every input is at most so many times larger than what is filled of it."""
-        return all(
+        """Whether the union is small enough, and every input at most so many times larger than what is filled of it."""
+        return max(self.lengths, default=0) <= _MOST and all(
             length * math.prod(other) <= padding * filled
             for length, other, filled in zip(self.lengths, self.others, self.filled, strict=True)
         )

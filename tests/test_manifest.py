@@ -120,6 +120,8 @@ def test_another_major_version_is_refused(version: object) -> None:
         (["inputs", 0, "range"], {"minimum": 3}, r"inputs\[0\]\.range has no field 'maximum'"),
         (["inputs", 0, "role"], "lengths", "role 'lengths'; it must be int64"),
         (["inputs", 0, "optional"], "yes", r"optional is 'yes'"),
+        (["inputs", 0, "unite"], "nodes", r"input 'x' is united along 'nodes'; accepted: one of \['batch', 'time'"),
+        (["inputs", 0, "index_of"], "nodes", "input 'x' numbers positions of 'nodes'"),
         (["inputs", 1, "name"], "x", "input name 'x' appears more than once"),
         (["outputs", 0, "chunking"], "sum", r"chunking is 'sum'; accepted: 'concatenate', 'last'"),
         (["outputs", 0, "axes"], ["batch"], "output 'y' is to be concatenated but has no axis 'time'"),

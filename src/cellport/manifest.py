@@ -113,7 +113,9 @@ class InputSpec:
                 "or int64"
             )
         if self.unite is not None and self.unite not in self.axes:
-            raise ManifestError(f"input {self.name!r} is united along {self.unite!r}; accepted: one of {self.axes}")
+            raise ManifestError(
+                f"input {self.name!r} is united along {self.unite!r}; accepted: one of {list(self.axes)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,6 +156,12 @@ def test_the_waste_of_a_union_is_that_of_its_worst_input() -> None:
     assert not together.fits(4.9)
 
 
+def test_a_union_is_no_larger_than_what_is_faster_than_its_graphs_alone() -> None:
+    half = UnionShape().with_graph(((512, (2,)), (16, (32,))))
+    assert half.with_graph(((512, (2,)), (16, (32,)))).fits(1.0)
+    assert not half.with_graph(((513, (2,)), (16, (32,)))).fits(1.0)
+
+
 def manifest(unite: str | None) -> Manifest:
     return Manifest(
         inputs=(
