@@ -367,3 +367,36 @@ def save_images(path: Path) -> Path:
         ),
     )
     return _finish(text, {}, manifest, path)
+
+
+def save_edges(path: Path) -> Path:
+    """What each node has and gets over its edges, and how much of it there is at the roots of each graph."""
+    text = """
+    <ir_version: 9, opset_import: ["" : 20]>
+    edges (float[nodes] x, int64[edges, 2] edge, float[edges] weight, int64[batch] root)
+    => (float[nodes] sums, float[batch] at_root) {
+        first = Constant<value_ints = [0]>()
+        second = Constant<value_ints = [1]>()
+        third = Constant<value_ints = [2]>()
+        reader = Slice(edge, first, second, second)
+        source_column = Slice(edge, second, third, second)
+        source = Squeeze(source_column, second)
+        given = Gather(x, source)
+        weighted = Mul(given, weight)
+        sums = ScatterND<reduction = "add">(x, reader, weighted)
+        at_root = Gather(sums, root)
+    }
+    """
+    manifest = Manifest(
+        inputs=(
+            InputSpec(name="x", dtype="float32", axes=("nodes",), role="static", unite="nodes"),
+            InputSpec(name="edge", dtype="int64", axes=("edges", 2), role="static", index_of="nodes", unite="edges"),
+            InputSpec(name="weight", dtype="float32", axes=("edges",), role="static", unite="edges"),
+            InputSpec(name="root", dtype="int64", axes=("batch",), role="static", index_of="nodes", unite="batch"),
+        ),
+        outputs=(
+            OutputSpec(name="sums", dtype="float32", axes=("nodes",), chunking="last"),
+            OutputSpec(name="at_root", dtype="float32", axes=("batch",), chunking="last"),
+        ),
+    )
+    return _finish(text, {}, manifest, path)

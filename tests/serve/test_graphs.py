@@ -9,15 +9,21 @@ import onnxruntime
 import pytest
 import torch
 import tritonclient.grpc as triton_grpc
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from tritonclient.utils import InferenceServerException
 
 from cellport.cells import GraphLSTM, TreeLSTM
 from cellport.export import to_onnx
 from cellport.manifest import InputSpec, Manifest, OutputSpec
-from cellport.serve import BatchSettings, Engine, EngineSettings, Server
+from cellport.serve import BatchSettings, Engine, EngineSettings, Model, Server
 from cellport.serve.contract import Contract
-from cellport.serve.requests import Request
+from cellport.serve.jobs import Job
+from cellport.serve.requests import Reply, Request
+from cellport.serve.scheduler import Scheduler
+from cellport.serve.sequences import SequenceSettings, SequenceTable
+from cellport.serve.ticks import run_tick
 from cellport.serve.uniting import UnionShape
 from tests.export.graph_draws import any_neighbours, children, planar, tree, with_features
 
@@ -72,6 +78,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def edges(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model.load(models.save_edges(tmp_path_factory.mktemp("edges") / "edges" / "1" / "model.onnx"))
+
+
+@pytest.fixture(scope="module")
 def alone(folder: Path) -> Any:
     """Runs a graph by itself, without the server."""
     sessions = {
@@ -83,8 +94,8 @@ def alone(folder: Path) -> Any:
 
 @pytest.mark.parametrize("name", ["graph", "tree"])
 def test_many_callers_with_graphs_of_their_own(name: str, folder: Path, alone: Any) -> None:
-    settings = EngineSettings(batch=BatchSettings(padding=4.0))
-    with Engine(folder, settings) as engine, Server(engine, port=0) as server, ThreadPoolExecutor(16) as pool:
+    wide = EngineSettings(batch=BatchSettings(padding=4.0))
+    with Engine(folder, wide) as engine, Server(engine, port=0) as server, ThreadPoolExecutor(16) as pool:
         client = triton_grpc.InferenceServerClient(server.address)
 
         def call(number: int) -> None:
@@ -146,6 +157,37 @@ def test_an_index_beyond_the_axis_is_refused_by_name(name: str, value: int, fold
             client.infer("graph", [triton_input(key, each) for key, each in feeds.items()])
         assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
         client.close()
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12), st.integers(1, 3)), min_size=1, max_size=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES)
+def test_lists_of_edges_and_results_of_whole_graphs_are_told_apart(edges: Model, drawn: list[Any]) -> None:
+    scheduler = Scheduler(BatchSettings(), SequenceTable(SequenceSettings()))
+    jobs = []
+    for nodes, count, roots in drawn:
+        rng = np.random.default_rng(len(jobs))
+        inputs = {
+            "x": rng.normal(size=nodes).astype(np.float32),
+            "edge": rng.integers(0, nodes, (count, 2)),
+            "weight": rng.normal(size=count).astype(np.float32),
+            "root": rng.integers(0, nodes, roots),
+        }
+        jobs.append((Job(model=edges, bound=edges.contract.bind(inputs), done=print), inputs))
+        scheduler.submit(jobs[-1][0])
+    tick, _ = scheduler.schedule(0.0)
+    assert tick is not None
+    assert len(tick.parts) == len(jobs)
+    outcomes = {each.job: each.outcome for each in scheduler.complete(tick, run_tick(tick), 0.0)}
+    for job, inputs in jobs:
+        reply = outcomes[job]
+        assert isinstance(reply, Reply), reply
+        wanted = inputs["x"].astype(np.float64)
+        np.add.at(wanted, inputs["edge"][:, 0], inputs["weight"] * inputs["x"][inputs["edge"][:, 1]])
+        np.testing.assert_allclose(reply.outputs["sums"], wanted, atol=1e-5)
+        np.testing.assert_allclose(reply.outputs["at_root"], wanted[inputs["root"]], atol=1e-5)
 
 
 def test_the_waste_of_a_union_is_that_of_its_worst_input() -> None:
