@@ -1,6 +1,7 @@
 """The calls that describe the server and its models."""
 
 from cellport import __version__
+from cellport.errors import UnavailableError
 from cellport.manifest import BATCH, Axes
 from cellport.protos import inference_pb2 as messages
 from cellport.protos import model_config_pb2 as config
@@ -12,7 +13,7 @@ from .engine import Engine
 from .exchange import STATES_METADATA
 from .model import Model
 
-EXTENSIONS = ("sequence", "schedule_policy", "model_configuration", "model_repository(index)")
+EXTENSIONS = ("sequence", "schedule_policy", "model_configuration", "model_repository")
 _PLATFORM = "onnxruntime_onnx"
 _LARGEST_INT32 = 2**31 - 1
 
@@ -42,7 +43,10 @@ class DescriptionCalls:
         self, message: messages.ModelReadyRequest, _context: CallContext
     ) -> messages.ModelReadyResponse:
         """Answer whether a model takes requests."""
-        self._repository.get(message.name, message.version)
+        try:
+            self._repository.get(message.name, message.version)
+        except UnavailableError:
+            return messages.ModelReadyResponse(ready=False)
         return messages.ModelReadyResponse(ready=self._lifecycle.ready)
 
     async def server_metadata(
@@ -70,16 +74,6 @@ class DescriptionCalls:
                 config=self._configure(self._repository.get(message.name, message.version))
             )
 
-    async def repository_index(
-        self, _message: messages.RepositoryIndexRequest, _context: CallContext
-    ) -> messages.RepositoryIndexResponse:
-        """Answer which models there are; all of them are ready."""
-        with self._lifecycle.running():
-            response = messages.RepositoryIndexResponse()
-            for model in self._repository:
-                response.models.add(name=model.name, version=model.version, state="READY")
-            return response
-
     def _configure(self, model: Model) -> config.ModelConfig:
         manifest = model.manifest
         settings = self._engine.settings
@@ -90,7 +84,13 @@ class DescriptionCalls:
             backend="onnxruntime",
             max_batch_size=min(settings.batch.rows, _LARGEST_INT32) if batched else 0,
         )
-        result.version_policy.all.SetInParent()
+        policy = self._engine.policy(model.name)
+        if policy.latest is not None:
+            result.version_policy.latest.num_versions = min(policy.latest, _LARGEST_INT32)
+        elif policy.specific:
+            result.version_policy.specific.versions.extend(map(int, policy.specific))
+        else:
+            result.version_policy.all.SetInParent()
 
         def dims(axes: Axes) -> list[int]:
             # With a batch size above 0, Triton's configuration leaves the batch axis out.

@@ -22,6 +22,7 @@ import numpy as np
 from cellport.errors import (
     DeadlineExceededError,
     InvalidRequestError,
+    ModelLoadError,
     RequestCancelledError,
     SequenceExistsError,
     ServingError,
@@ -31,12 +32,14 @@ from cellport.errors import (
 from .codec import Array
 from .generation import TOKENS, Generation, Sampling
 from .jobs import Completion, Job, Outcome, Place, Tick
+from .loading import Loader
 from .model import Model, SessionSettings
-from .repository import Repository
+from .repository import ModelFile, ModelStatus, Repository
 from .requests import Control, Reply, Request, SequenceId
 from .scheduler import BatchSettings, Scheduler
 from .sequences import Answer, Lane, SequenceSettings, SequenceTable, check_recurrent
 from .ticks import run_tick
+from .versions import RepositorySettings, VersionPolicy
 from .warming import warm
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class EngineSettings:
         batch: limits of batching.
         sequences: limits on running sequences.
         session: how onnxruntime runs a model.
+        repository: which versions in a folder are served, and who decides when models come and go.
         workers: how many runs there may be at a time.
         warm_seconds: how long each model may be run when it is loaded, to learn what a run costs; 0 to guess it.
         inline_seconds: a request to an idle engine that is expected to take no longer than this is run by the thread
@@ -62,6 +66,7 @@ class EngineSettings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     sequences: SequenceSettings = field(default_factory=SequenceSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
+    repository: RepositorySettings = field(default_factory=RepositorySettings)
     workers: int = 2
     warm_seconds: float = 0.25
     inline_seconds: float = 0.002
@@ -113,13 +118,15 @@ class Engine:
     ) -> None:
         self.settings = settings or EngineSettings()
         self.clock = clock
+        self._loader: Loader | None = None
         if isinstance(models, str | Path):
-            self.repository = Repository.load(models, self.settings.session)
+            self.repository = Repository()
+            self._loader = Loader(
+                Path(models), self.repository, self.settings.repository, load=self._load, ended=self._end_sequences
+            )
+            self._loader.start()
         else:
-            self.repository = Repository(models)
-        if self.settings.warm_seconds:
-            for model in self.repository:
-                warm(model, self.settings.warm_seconds)
+            self.repository = Repository(map(self._warm, models))
         self._sequences = SequenceTable(self.settings.sequences)
         self._scheduler = Scheduler(self.settings.batch, self._sequences)
         self._changed = threading.Condition()
@@ -132,6 +139,58 @@ class Engine:
         ]
         for worker in self._workers:
             worker.start()
+        if self._loader is not None:
+            self._loader.watch()
+
+    def _load(self, file: ModelFile) -> Model:
+        settings = self.settings.session
+        return self._warm(Model.load(file.path, name=file.name, version=file.version, settings=settings))
+
+    def _warm(self, model: Model) -> Model:
+        if self.settings.warm_seconds:
+            warm(model, self.settings.warm_seconds)
+        return model
+
+    def load(self, name: str, policy: VersionPolicy | None = None) -> None:
+        """Load a model from its folder, or load it again; return when it serves. What fails to load replaces nothing.
+
+        Running requests finish on the model that they began with, and sequences stay on theirs.
+
+        Args:
+            name: the model's name.
+            policy: which versions of it, until it is loaded again; None for the settings' policy.
+
+        Raises:
+            ModelNotFoundError: there is none of that name.
+            ModelLoadError: a version cannot be loaded, or the engine was not made from a path.
+        """
+        self._folder().load(name, policy)
+
+    def unload(self, name: str) -> None:
+        """Take no more requests for a model. Those that were accepted finish, and its sequences end.
+
+        Raises:
+            ModelNotFoundError: there is none of that name.
+            ModelLoadError: the engine was not made from a path.
+        """
+        self._folder().unload(name)
+
+    def index(self) -> list[ModelStatus]:
+        """Return what is known of each version of each model: those that serve, and why others do not."""
+        return self.repository.index() if self._loader is None else self._loader.index()
+
+    def policy(self, name: str) -> VersionPolicy:
+        """Return which versions of a model are served."""
+        return VersionPolicy() if self._loader is None else self._loader.policy(name)
+
+    def _folder(self) -> Loader:
+        if self._loader is None:
+            raise ModelLoadError("the engine was made from loaded models; accepted: one made from a path")
+        return self._loader
+
+    def _end_sequences(self, name: str) -> None:
+        with self._changed:
+            self._sequences.end_all(name, "was ended when the model was unloaded")
 
     @property
     def waiting(self) -> int:
@@ -303,6 +362,7 @@ class Engine:
             done=done,
             deadline=request.deadline,
             priority=request.priority or self.settings.batch.default_priority,
+            pinned=bool(request.version),
             controls=controls,
             new=request.new,
             generation=generation,
@@ -316,11 +376,8 @@ class Engine:
         if request.new:
             model = self.repository.get(request.model, request.version)
             controls = [Control(id=self._choose_id(model), start=True)]
-        elif controls and not controls[0].start and not request.version:
-            found = self._sequences.model_of(request.model, controls[0].id)
-            model = found or self.repository.get(request.model)
         else:
-            model = self.repository.get(request.model, request.version)
+            model = self.find(request.model, request.version, controls)
         if controls:
             check_recurrent(model)
             if len(controls) > 1 and not model.arena.uniform:
@@ -328,6 +385,30 @@ class Engine:
                     f"model {model.name!r} has states of no fixed size; accepted: steps of one sequence in a request"
                 )
         return controls, model
+
+    def find(self, name: str, version: str, controls: Sequence[Control]) -> Model:
+        """Return the model of a request: the one that its sequence runs on, even if another has replaced it since.
+
+        Args:
+            name: the model's name.
+            version: the version that was asked for; empty for none.
+            controls: the request's places in sequences.
+
+        Raises:
+            ServingError: there is none of that name and version, or none that serves.
+        """
+        if not controls or controls[0].start:
+            return self.repository.get(name, version)
+        found = self._sequences.next_model_of(name, controls[0].id)
+        if found is not None and version in ("", found.version):
+            return found
+        try:
+            return self.repository.get(name, version)
+        except ServingError:
+            self._sequences.check_past(
+                name, controls[0].id
+            )  # why the sequence is gone says more than that the model is
+            raise
 
     def _choose_id(self, model: Model) -> str:
         return next(
@@ -372,6 +453,7 @@ class Engine:
         self._scheduler.check_room(job.size)
         if job.controls:
             self._sequences.evict_idle(now)
+            self._follow(job)
             places: list[Place] = []
             try:
                 for control in job.controls:
@@ -385,6 +467,18 @@ class Engine:
                         self._sequences.release(place.lane)
             job.places = places
         return self._scheduler.submit(job)
+
+    def _follow(self, job: Job) -> None:
+        """Let a step run where its sequence does, if a model was replaced after the step was checked."""
+        control = job.controls[0]
+        if control.start:
+            self.repository.get(job.model.name)  # a sequence must not outlive its model's unloading
+            return
+        found = self._sequences.next_model_of(job.model.name, control.id)
+        if found is None or found is job.model or (job.pinned and found.version != job.model.version):
+            return
+        if found.manifest == job.model.manifest:
+            job.model = found
 
     def _lane(self, model: Model, control: Control, now: float) -> Lane:
         if control.start:
@@ -417,6 +511,7 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise UnavailableError("the engine is closed")
+            self.repository.get(model)  # a sequence must not outlive its model's unloading
             now = self.clock()
             self._sequences.evict_idle(now)
             if sequence_id is None:
@@ -436,6 +531,8 @@ class Engine:
 
     def close(self, seconds: float | None = None) -> None:
         """Refuse what waits and wait for what runs, but not longer than `seconds` for each worker."""
+        if self._loader is not None:
+            self._loader.close(seconds)
         with self._changed:
             self._closed = True
             completions = self._scheduler.cancel_all(_closed_error())

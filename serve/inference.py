@@ -3,7 +3,7 @@
 import asyncio
 import functools
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from google.protobuf.message import Message
@@ -91,7 +91,8 @@ class InferenceCalls:
             ServingError: it is wrong.
         """
         # An unknown model is the first thing to tell, whatever else is wrong.
-        model = self._engine.engine.repository.get(message.model_name, message.model_version)
+        controls = given.control if isinstance(given.control, Sequence) else [given.control] if given.control else []
+        model = self._engine.engine.find(message.model_name, message.model_version, controls)
         deadline = context.deadline
         if given.timeout is not None:
             own = self._engine.engine.clock() + given.timeout

@@ -46,6 +46,7 @@ class Job:
         done: called once with its outcome, outside of any lock.
         deadline: moment after which it is dropped, if it is not done and no chunk of it runs.
         priority: a smaller number runs first.
+        pinned: the request named the model's version.
         controls: what the request says of its rows' sequences.
         new: the sequence's id was chosen by the engine.
         digest: of what it asks, if its steps are numbered.
@@ -73,6 +74,7 @@ class Job:
     done: Callable[[Outcome], None]
     deadline: float | None = None
     priority: int = 1
+    pinned: bool = False
     controls: Sequence[Control] = ()
     new: bool = False
     digest: bytes = b""

@@ -267,31 +267,80 @@ class SequenceTable:
             self._bytes += model.arena.row_bytes
         elif lane.model is not model:
             self._bytes += model.arena.row_bytes - lane.model.arena.row_bytes
+        known = self._knows(lane)
         if start or lane.slot is None:
             lane.started = now
-            self._past.pop(lane.key, None)
+            if known:
+                self._past.pop(lane.key, None)
         lane.model = model
         lane.slot = slot
         lane.last_used = now
         lane.answer = answer
-        self._lanes.move_to_end(lane.key)
+        if known:
+            self._lanes.move_to_end(lane.key)
 
     def model_of(self, name: str, sequence_id: SequenceId) -> Model | None:
         """Return the model that a sequence runs on, of whatever version; None if it is not running."""
         lane = self._lanes.get((name, sequence_id))
         return lane.model if lane is not None and lane.running else None
 
+    def next_model_of(self, name: str, sequence_id: SequenceId) -> Model | None:
+        """Return the model that a sequence's next step runs on, after the steps that wait; None if that is not known.
+
+        Needs no lock: what it says may change before a step that relies on it is accepted.
+        """
+        lane = self._lanes.get((name, sequence_id))
+        if lane is None:
+            return None
+        for job in lane.jobs[-1:]:
+            return job.model
+        return lane.model if lane.running else None
+
+    def check_past(self, name: str, sequence_id: SequenceId) -> None:
+        """Say what became of a sequence that is remembered.
+
+        Raises:
+            SequenceNotFoundError: it was evicted, or its model was unloaded.
+            SequenceEndedError: it has ended.
+        """
+        key = (name, sequence_id)
+        if key in self._past and key not in self._lanes:
+            raise self._not_found(key)
+
     def end(self, lane: Lane) -> None:
         """Stop a lane whose last step is done."""
         answer = lane.answer
         self._stop(lane)
-        self._remember(lane.key, _ENDED, answer)
+        if self._knows(lane):
+            self._remember(lane.key, _ENDED, answer)
         self.release(lane)
+
+    def end_all(self, name: str, reason: str) -> None:
+        """Stop all lanes of a model's name; steps of them that have been accepted are done before.
+
+        Args:
+            name: the model's name.
+            reason: what later steps are told.
+        """
+        for lane in [each for each in self._lanes.values() if each.key[0] == name]:
+            if not lane.jobs:
+                self._evict(lane, reason)
+                continue
+            # From now on only its steps know it, and it is stopped when they are done.
+            del self._lanes[lane.key]
+            self._remember(lane.key, reason)
 
     def release(self, lane: Lane) -> None:
         """Forget a lane that neither runs nor has steps to do."""
-        if not lane.running and not lane.jobs and self._lanes.get(lane.key) is lane:
+        if lane.jobs:
+            return
+        if not self._knows(lane):
+            self._stop(lane)
+        elif not lane.running:
             del self._lanes[lane.key]
+
+    def _knows(self, lane: Lane) -> bool:
+        return self._lanes.get(lane.key) is lane
 
     def evict_idle(self, now: float) -> None:
         """Evict the sequences whose idle limit or lifetime has passed."""

@@ -14,6 +14,7 @@ from .description import DescriptionCalls
 from .exchange import SERVICE, STATES_SERVICE
 from .health import HealthCalls
 from .inference import InferenceCalls
+from .repository_calls import RepositoryCalls
 from .state_calls import StateCalls
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -30,6 +31,7 @@ def build_table(engine: AsyncEngine, lifecycle: Lifecycle, *, window: int, send_
     """
     inference = InferenceCalls(engine, lifecycle, window=window, send_bytes=send_bytes)
     description = DescriptionCalls(engine.engine, lifecycle)
+    repository = RepositoryCalls(engine.engine, lifecycle)
     health = HealthCalls(engine.engine.repository, lifecycle)
     unary: dict[str, UnaryHandler] = {
         "ServerLive": description.live,
@@ -38,7 +40,9 @@ def build_table(engine: AsyncEngine, lifecycle: Lifecycle, *, window: int, send_
         "ServerMetadata": description.server_metadata,
         "ModelMetadata": description.model_metadata,
         "ModelConfig": description.model_config,
-        "RepositoryIndex": description.repository_index,
+        "RepositoryIndex": repository.index,
+        "RepositoryModelLoad": repository.load,
+        "RepositoryModelUnload": repository.unload,
         "ModelInfer": inference.infer,
     }
     calls = []
