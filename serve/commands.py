@@ -43,6 +43,28 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         default="restart",
         help="what sequence_start does to a running id (%(default)s)",
     )
+    parser.add_argument(
+        "--versions", default="all", metavar="POLICY", help="all, latest:<count>, or numbers such as 1,3 (%(default)s)"
+    )
+    parser.add_argument(
+        "--model-control",
+        choices=("none", "explicit", "poll"),
+        default="none",
+        help="models come and go: never, when a call says so, or with the folder's files (%(default)s)",
+    )
+    parser.add_argument(
+        "--load-model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a model that --model-control explicit loads at the start, * for all; once for each",
+    )
+    parser.add_argument("--poll-seconds", type=float, default=15.0, help="seconds between polls (%(default)s)")
+    parser.add_argument(
+        "--exit-on-error",
+        choices=("true", "false"),
+        help="end if a model cannot be loaded at the start (true with --model-control none, else false)",
+    )
     parser.add_argument("--grace", type=float, default=30.0, help="seconds that a shutdown may take (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print what is served as one line of JSON")
     parser.set_defaults(run=_serve)
@@ -54,6 +76,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from .scheduler import BatchSettings
     from .sequences import SequenceSettings
     from .server import Server, ServerSettings
+    from .versions import RepositorySettings, VersionPolicy
 
     try:
         settings = ServerSettings(
@@ -67,6 +90,13 @@ def _serve(arguments: argparse.Namespace) -> int:
                     maximum=arguments.sequences, idle_seconds=arguments.idle, on_restart=arguments.restart
                 ),
                 session=SessionSettings(threads=arguments.threads),
+                repository=RepositorySettings(
+                    versions=VersionPolicy.parse(arguments.versions),
+                    control=arguments.model_control,
+                    load=tuple(arguments.load_model),
+                    poll_seconds=arguments.poll_seconds,
+                    exit_on_error=None if arguments.exit_on_error is None else arguments.exit_on_error == "true",
+                ),
                 workers=arguments.workers,
             ),
         )

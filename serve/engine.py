@@ -405,9 +405,8 @@ class Engine:
         try:
             return self.repository.get(name, version)
         except ServingError:
-            self._sequences.check_past(
-                name, controls[0].id
-            )  # why the sequence is gone says more than that the model is
+            # Why the sequence is gone says more than that the model is.
+            self._sequences.check_past(name, controls[0].id)
             raise
 
     def _choose_id(self, model: Model) -> str:

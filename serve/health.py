@@ -1,6 +1,8 @@
 """The standard health service, grpc.health.v1."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from grpc_health.v1 import health_pb2
 
@@ -11,6 +13,7 @@ from .exchange import SERVICE
 from .repository import Repository
 
 _STATUS = health_pb2.HealthCheckResponse
+_SERVICES = ("", SERVICE)
 
 
 class HealthCalls:
@@ -22,31 +25,58 @@ class HealthCalls:
     """
 
     def __init__(self, repository: Repository, lifecycle: Lifecycle) -> None:
-        self._services = {"", SERVICE, *(model.name for model in repository)}
+        self._repository = repository
         self._lifecycle = lifecycle
 
     async def check(
         self, message: health_pb2.HealthCheckRequest, _context: CallContext
     ) -> health_pb2.HealthCheckResponse:
         """Answer the status of a service."""
-        if message.service not in self._services:
-            accepted = ", ".join(map(repr, sorted(self._services)))
+        status = self._status(message.service)
+        if status == _STATUS.SERVICE_UNKNOWN:
+            accepted = ", ".join(map(repr, sorted({*_SERVICES, *self._repository.names()})))
             raise NotFoundError(f"service {message.service!r} is not served; accepted: {accepted}")
-        return _STATUS(status=self._status(message.service))
+        return _STATUS(status=status)
 
     async def watch(
         self, messages: AsyncIterator[health_pb2.HealthCheckRequest], _context: CallContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Send the status of a service, and again when it changes."""
         async for message in messages:
+            # Inside the count of running calls, so that the server does not go before the word is out.
             with self._lifecycle.running():
-                yield _STATUS(status=self._status(message.service))
-                await self._lifecycle.closing.wait()
-                # Inside the count of running calls, so that the server does not go before the word is out.
-                yield _STATUS(status=self._status(message.service))
+                async with contextlib.aclosing(self._statuses(message.service)) as statuses:
+                    async for status in statuses:
+                        yield _STATUS(status=status)
             return
 
+    async def _statuses(self, service: str) -> AsyncGenerator[health_pb2.HealthCheckResponse.ServingStatus, None]:
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop may be gone, and with it the watcher
+                loop.call_soon_threadsafe(changed.set)
+
+        closer = asyncio.create_task(self._lifecycle.closing.wait())
+        closer.add_done_callback(lambda _: changed.set())
+        last: health_pb2.HealthCheckResponse.ServingStatus | None = None
+        try:
+            with self._repository.watching(tell):
+                while True:
+                    changed.clear()
+                    ready, status = self._lifecycle.ready, self._status(service)
+                    if status != last:
+                        yield status
+                        last = status
+                    if not ready:
+                        return
+                    await changed.wait()
+        finally:
+            closer.cancel()
+
     def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
-        if service not in self._services:
-            return _STATUS.SERVICE_UNKNOWN
+        repository = self._repository
+        if service not in _SERVICES and not repository.versions(service):
+            return _STATUS.NOT_SERVING if service in repository.names() else _STATUS.SERVICE_UNKNOWN
         return _STATUS.SERVING if self._lifecycle.ready else _STATUS.NOT_SERVING

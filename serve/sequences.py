@@ -205,9 +205,11 @@ class SequenceTable:
         if lane.slot is None:
             raise self._not_found(lane.key)
         if model is not lane.model:
+            asked = f"version {model.version} was asked for"
+            if model.version == lane.model.version:
+                asked = "the step is meant for the one that was loaded in its place"
             raise InvalidRequestError(
-                f"sequence {lane.key[1]!r} runs on version {lane.model.version} of model {lane.key[0]!r}; "
-                f"version {model.version} was asked for"
+                f"sequence {lane.key[1]!r} runs on version {lane.model.version} of model {lane.key[0]!r}; {asked}"
             )
         if given:
             raise InvalidRequestError(

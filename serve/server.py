@@ -16,7 +16,7 @@ from .envoy_config import why_not
 from .envoy_control import ServedModel, served_by
 from .envoy_front import EnvoyFront
 from .grpc_front import GrpcFront
-from .repository import find_files
+from .repository import find_files, scan
 from .table import build_table
 
 try:
@@ -111,7 +111,8 @@ class Server:
         elif self.front == "grpcio":
             self._engine = Engine(models, self.settings.engine)
         else:
-            find_files(Path(models))
+            find = find_files if self.settings.engine.repository.control == "none" else scan
+            find(Path(models))
             self._envoy = EnvoyFront(
                 host=self.settings.host,
                 port=self.settings.port,
