@@ -18,6 +18,7 @@ from .costs import CostModel
 from .external_data import check_external_data
 from .slots import Slots
 from .status import log_id
+from .trial import try_out
 
 SIDE_CAR = "manifest.json"
 
@@ -98,7 +99,8 @@ class Model:
         """Load a file.
 
         The manifest is the file's own, or else a ``<file's stem>.manifest.json`` or ``manifest.json`` beside it, or
-        else derived from the graph, which then is served as a model without states.
+        else derived from the graph, which then is served as a model without states. What one beside the file says is
+        tried out.
 
         Raises:
             ModelLoadError: onnxruntime refuses the file, its manifest is wrong, or it keeps tensors outside its folder.
@@ -117,11 +119,16 @@ class Model:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no narrower base class
             raise ModelLoadError(f"{path} cannot be loaded: {error}") from error
+        beside = _find_side_car(session, path)
         try:
-            manifest = _find_manifest(session, path)
-            return cls(session, manifest, name=name, version=version)
+            if beside is None:
+                return cls(session, _own_manifest(session), name=name, version=version)
+            model = cls(session, _read_side_car(beside), name=name, version=version)
+            try_out(session, model.manifest)
+            return model
         except ManifestError as error:
-            raise ModelLoadError(f"{path} has a manifest that cannot be used: {error}") from error
+            where = f" in {beside}" if beside is not None else ""
+            raise ModelLoadError(f"{path} has a manifest{where} that cannot be used: {error}") from error
 
     def run(self, feeds: Mapping[str, Array], fetches: Sequence[str]) -> dict[str, Array]:
         """Run the graph once.
@@ -168,14 +175,24 @@ def _to_text(name: str, array: Array) -> Array:
     return text
 
 
-def _find_manifest(session: onnxruntime.InferenceSession, path: Path) -> Manifest:
+def _find_side_car(session: onnxruntime.InferenceSession, path: Path) -> Path | None:
+    """Return the manifest beside a file that has none of its own."""
+    if METADATA_KEY in session.get_modelmeta().custom_metadata_map:
+        return None
+    places = (path.with_name(f"{path.stem}.{SIDE_CAR}"), path.with_name(SIDE_CAR))
+    return next((each for each in places if each.is_file()), None)
+
+
+def _read_side_car(path: Path) -> Manifest:
+    try:
+        return Manifest.from_file(path)
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"it is not UTF-8: {error}") from None
+
+
+def _own_manifest(session: onnxruntime.InferenceSession) -> Manifest:
     metadata = session.get_modelmeta().custom_metadata_map
-    if METADATA_KEY in metadata:
-        return Manifest.from_metadata(metadata)
-    for beside in (path.with_name(f"{path.stem}.{SIDE_CAR}"), path.with_name(SIDE_CAR)):
-        if beside.is_file():
-            return Manifest.from_file(beside)
-    return derive_manifest(session)
+    return Manifest.from_metadata(metadata) if METADATA_KEY in metadata else derive_manifest(session)
 
 
 def derive_manifest(session: onnxruntime.InferenceSession) -> Manifest:
@@ -249,6 +266,11 @@ def _check(session: onnxruntime.InferenceSession, manifest: Manifest, what: str)
             raise ModelLoadError(
                 f"{what}: the manifest says {kind} {name!r} has axes {list(axes)}, the graph says {nodes[name].shape}"
             )
+        for position, (size, axis) in enumerate(zip(nodes[name].shape, axes, strict=True)):
+            if isinstance(size, int) and size != axis:
+                raise ModelLoadError(
+                    f"{what}: the manifest says axis {position} of {kind} {name!r} is {axis!r}, the graph says {size}"
+                )
         if kind == "input" and omissible and name in required:
             raise ModelLoadError(
                 f"{what}: the manifest says input {name!r} is optional, the graph has no default for it"
