@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 
 from cellport.errors import ManifestError
-from cellport.manifest import BATCH, TIME, Axes, Manifest
+from cellport.manifest import BATCH, TIME, Axes, InputSpec, Manifest, OutputSpec, StateSpec
 
 from .codec import Array
 from .contract import Contract, padding
@@ -27,7 +27,7 @@ def try_out(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
     Raises:
         ManifestError: the graph fails, or does not do what the manifest says.
     """
-    described = [*manifest.inputs, *manifest.outputs, *manifest.states]
+    described: list[InputSpec | OutputSpec | StateSpec] = [*manifest.inputs, *manifest.outputs, *manifest.states]
     axes = {axis for each in described for axis in each.axes}
     if axes - {BATCH, TIME} - {axis for axis in axes if isinstance(axis, int)} or manifest.sizes is not None:
         return
