@@ -294,8 +294,13 @@ class SequenceTable:
         lane = self._lanes.get((name, sequence_id))
         if lane is None:
             return None
-        for job in lane.jobs[-1:]:
-            return job.model
+        jobs = list(lane.jobs)
+        if all(job.model is lane.model for job in jobs):
+            return lane.model if jobs or lane.running else None
+        # A step of many sequences may wait here that is meant for another's model, and will be refused.
+        for job in reversed(jobs):
+            if any(place.start and place.lane is lane for place in job.places):
+                return job.model
         return lane.model if lane.running else None
 
     def check_past(self, name: str, sequence_id: SequenceId) -> None:
