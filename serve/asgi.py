@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from .asgi_wire import ACCEPTED_ENCODINGS, MessageReader, Metadata, WireError, frame, read_timeout, status_headers
-from .calls import Call, CallContext, closing_error
+from .calls import Call, CallContext, FedStreamHandler, Lifecycle, closing_error, write_message
 from .status import Status, status_of, trailers_of
 
 Scope = MutableMapping[str, Any]
@@ -36,15 +36,23 @@ class GrpcApplication:
 
     Args:
         calls: the table, by path.
+        lifecycle: whether calls are taken.
         clock: the one that deadlines are measured by.
         receive_bytes: largest message that is taken.
         send_bytes: largest message that is sent.
     """
 
     def __init__(
-        self, calls: Mapping[str, Call], clock: Callable[[], float], *, receive_bytes: int, send_bytes: int
+        self,
+        calls: Mapping[str, Call],
+        lifecycle: Lifecycle,
+        clock: Callable[[], float],
+        *,
+        receive_bytes: int,
+        send_bytes: int,
     ) -> None:
         self._calls = calls
+        self._lifecycle = lifecycle
         self._clock = clock
         self._receive_bytes = receive_bytes
         self._send_bytes = send_bytes
@@ -77,6 +85,10 @@ class GrpcApplication:
                 message = await exchange.only_message(reader)
                 response = await call.unary(call.parse(message), context)
                 await exchange.answer(self._frame(response))
+            elif call.fed is not None:
+                with self._lifecycle.running():
+                    await _Pump(exchange, reader, call.fed, context, self._lifecycle, self._frame).run()
+                await exchange.end(Status.OK, "")
             else:
                 assert call.stream is not None
                 responses: Any = call.stream(exchange.messages(call, reader), context)
@@ -108,8 +120,8 @@ class GrpcApplication:
                 exchange.interrupt((Status.UNAVAILABLE, str(error)))
             await asyncio.sleep(0.001)
 
-    def _frame(self, response: Message) -> bytes:
-        data = response.SerializeToString()
+    def _frame(self, response: Message | bytes) -> bytes:
+        data = write_message(response)
         if len(data) > self._send_bytes:
             raise WireError(
                 Status.RESOURCE_EXHAUSTED, f"the answer has {len(data)} bytes; accepted: at most {self._send_bytes}"
@@ -156,18 +168,21 @@ class _Exchange:
 
     Attributes:
         reason: why the call was interrupted; None if it was not.
+        ended: the whole request has been received.
+        on_sent: called when the transport has taken messages; None if nobody asks.
     """
 
     # Defaults of the class: most calls are unary and need few of these.
     reason: _Reason | None = None
     _begun = False  # the response
-    _ended = False  # the request
+    ended = False  # the request
     _over = False  # nothing but the call's end is left to be sent
     _told = False  # how the call has ended
     _flight: "asyncio.Future[None] | None" = None
     _received: "asyncio.Future[Event] | None" = None
     _waiting_bytes = 0
     _watcher: "asyncio.Task[None] | None" = None
+    on_sent: Callable[[], None] | None = None
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -201,7 +216,7 @@ class _Exchange:
     async def _watch(self) -> None:
         pause = _FIRST_LOOK
         while not self._over:
-            if self._ended:  # until then what is received of the request tells
+            if self.ended:  # until then what is received of the request tells
                 event = await asyncio.shield(self._receive())
                 if event["type"] == "http.disconnect":
                     self.interrupt(_GONE)
@@ -219,12 +234,12 @@ class _Exchange:
         # Not shielded as in a stream: that costs a unary call a tenth of its time.
         task, self._task = self._task, None
         message = None
-        while not self._ended:
+        while not self.ended:
             event = await self._receive()
             if event["type"] == "http.disconnect":
                 raise _GoneError
             reader.feed(event.get("body", b""))
-            self._ended = not event.get("more_body", False)
+            self.ended = not event.get("more_body", False)
             while (found := reader.next()) is not None:
                 if message is not None:
                     raise WireError(Status.UNIMPLEMENTED, "the call takes one message; more were sent")
@@ -237,17 +252,41 @@ class _Exchange:
             raise WireError(Status.UNIMPLEMENTED, "the call takes one message; none was sent")
         return message
 
-    async def messages(self, call: Call, reader: MessageReader) -> AsyncIterator[Message]:
+    @property
+    def unsent(self) -> int:
+        """Messages that are waiting until the transport has taken those before."""
+        return len(self._waiting)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether many bytes are waiting."""
+        return self._waiting_bytes > _GATHERED_BYTES
+
+    def receive(self) -> "asyncio.Future[Event]":
+        """Ask for the next part of the request."""
+        return asyncio.ensure_future(self._receive())
+
+    def take(self, received: "asyncio.Future[Event]", reader: MessageReader) -> bool:
+        """Take a part of the request; return whether the client is still there."""
+        if received.cancelled() or received.exception() is not None or received.result()["type"] == "http.disconnect":
+            self.interrupt(_GONE)
+            return False
+        event = received.result()
+        reader.feed(event.get("body", b""))
+        self.ended = not event.get("more_body", False)
+        return True
+
+    async def messages(self, call: Call, reader: MessageReader) -> AsyncIterator[Message | bytes]:
         """Receive the requests of a stream."""
         try:
             while True:
                 while (data := reader.next()) is not None:
                     yield call.parse(data)
-                if self._ended:
+                if self.ended:
                     reader.finish()
                     return
                 await self._take(self._received or self._receive(), reader)
-                if not self._ended:
+                if not self.ended:
                     # Asked for ahead, so that it is known at once when the client goes.
                     self._received = asyncio.ensure_future(self._receive())
                     self._received.add_done_callback(self._look)
@@ -265,7 +304,7 @@ class _Exchange:
             self.interrupt(_GONE)
             raise _GoneError
         reader.feed(event.get("body", b""))
-        self._ended = not event.get("more_body", False)
+        self.ended = not event.get("more_body", False)
 
     async def answer(self, data: bytes) -> None:
         """Send the only message of a response, and that the call has succeeded."""
@@ -276,17 +315,23 @@ class _Exchange:
             await self._send(_OK)
 
     async def write(self, data: bytes) -> None:
+        """Send one of several messages, and wait while too many bytes are on their way."""
+        self.post(data)
+        while self._flight is not None and self._waiting_bytes > _GATHERED_BYTES:
+            await asyncio.wait([self._flight])
+
+    def post(self, data: bytes) -> None:
         """Send one of several messages; while one is on its way to the transport, the next are gathered."""
+        if self._over:
+            return
         if not self._begun:
             self._begun = True
-            with contextlib.suppress(OSError):  # the body will tell
-                await self._send(_START)
+            started: asyncio.Future[None] = asyncio.ensure_future(self._send(_START))
+            started.add_done_callback(_forget)  # the body will tell
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         if self._flight is None:
             self._fly()
-        while self._flight is not None and self._waiting_bytes > _GATHERED_BYTES:
-            await asyncio.wait([self._flight])
 
     def _fly(self) -> None:
         body = self._gathered()
@@ -302,6 +347,8 @@ class _Exchange:
             self.interrupt(_GONE)
         elif self._waiting and not self._over:
             self._fly()
+        if self.on_sent is not None:
+            self.on_sent()
 
     def _gathered(self) -> bytes:
         data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
@@ -332,3 +379,126 @@ class _Exchange:
             headers = [(b"content-type", b"text/plain")]
             await self._send({"type": "http.response.start", "status": 415, "headers": headers})
             await self._send({"type": "http.response.body", "body": b"content-type has to be application/grpc\n"})
+
+
+def _forget(future: "asyncio.Future[None]") -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+class _Pump:
+    """Carries a stream that is fed. All of it happens in callbacks: tasks would be woken several times a message.
+
+    Args:
+        exchange: the call.
+        reader: cuts what is received into messages.
+        begin: begins the stream.
+        context: what is known of the call.
+        lifecycle: whether calls are taken.
+        frame: puts a message into its frame.
+    """
+
+    def __init__(
+        self,
+        exchange: _Exchange,
+        reader: MessageReader,
+        begin: FedStreamHandler,
+        context: CallContext,
+        lifecycle: Lifecycle,
+        frame: Callable[[bytes], bytes],
+    ) -> None:
+        self._exchange = exchange
+        self._reader = reader
+        self._lifecycle = lifecycle
+        self._frame = frame
+        self._stream = begin(context, self._write, self._changed)
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._receiving = False
+        self._advancing = False
+        self._blocked = False  # there was no room for what has been received
+        self._stopped = False  # no more requests are taken
+        self._error: Exception | None = None
+
+    async def run(self) -> None:
+        """Answer requests until there are no more.
+
+        Raises:
+            WireError: what was received breaks gRPC's rules.
+            InvalidRequestError: what was sent is no request; those before it are answered.
+            UnavailableError: the server is closing, and there may have been more requests.
+        """
+        self._exchange.on_sent = self._changed
+        # A stream may live for days; it must not keep the server from shutting down.
+        with self._lifecycle.on_closing(self._close):
+            try:
+                self._advance()
+                await self._done
+            finally:
+                self._exchange.on_sent = None
+                self._stopped = True
+                self._stream.abandon()
+
+    def _close(self) -> None:
+        if not self._stopped:
+            self._stop(closing_error())
+
+    def _stop(self, error: Exception | None = None) -> None:
+        self._stopped = True
+        self._error = error
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._stopped and not self._stream.waiting and not self._done.done():
+            if self._error is None:
+                self._done.set_result(None)
+            else:
+                self._done.set_exception(self._error)
+
+    def _write(self, data: bytes) -> None:
+        self._exchange.post(self._frame(data))
+
+    def _changed(self) -> None:
+        """Go on, if it was this that was waited for: room, or the last answer."""
+        if self._blocked:
+            self._advance()
+        elif self._stopped:
+            self._end_if_done()
+
+    def _advance(self) -> None:
+        """Take the requests that there is room for, and ask for more."""
+        if self._advancing:  # a request that is wrong is answered while it is taken
+            return
+        self._advancing = True
+        try:
+            exchange, stream = self._exchange, self._stream
+            self._blocked = False
+            while not self._stopped:
+                if not stream.has_room(exchange.unsent) or exchange.crowded:
+                    self._blocked = True
+                    break
+                data = self._reader.next()
+                if data is not None:
+                    stream.feed(data)
+                elif exchange.ended:
+                    self._reader.finish()
+                    self._stop()
+                else:
+                    break
+            self._receive()
+        except Exception as error:
+            self._stop(error)
+        finally:
+            self._advancing = False
+        if self._stopped:
+            self._end_if_done()
+
+    def _receive(self) -> None:
+        """Ask ahead for what comes next, so that it is known at once when the client goes."""
+        if not self._receiving and not self._exchange.ended and self._reader.waiting < _GATHERED_BYTES:
+            self._receiving = True
+            self._exchange.receive().add_done_callback(self._received)
+
+    def _received(self, received: "asyncio.Future[Event]") -> None:
+        self._receiving = False
+        if self._exchange.take(received, self._reader):
+            self._advance()

@@ -60,6 +60,11 @@ class MessageReader:
         self._size = 0
         self._wanted = _PREFIX
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that have been received and not been returned."""
+        return self._size
+
     def feed(self, data: bytes) -> None:
         """Add what was received."""
         self._size += len(data)

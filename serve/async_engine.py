@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -9,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from cellport.errors import RequestCancelledError
 
@@ -30,25 +31,26 @@ class _Mailbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._thread = threading.get_ident()
-        self._lock = threading.Lock()
-        self._letters: deque[tuple[Callable[[Outcome], None], Outcome]] = deque()
+        self._letters: deque[tuple[Callable[[Any], None], Outcome]] = deque()
+        self._woken = False
 
-    def post(self, receive: Callable[[Outcome], None], outcome: Outcome) -> None:
+    def post(self, receive: Callable[[Any], None], outcome: Outcome) -> None:
         if threading.get_ident() == self._thread:
             receive(outcome)
             return
-        with self._lock:
-            self._letters.append((receive, outcome))
-            wake = len(self._letters) == 1
-        if wake:
+        # Without a lock: the loop looks for letters after it has taken the flag down, and this is in that order too.
+        self._letters.append((receive, outcome))
+        if not self._woken:
+            self._woken = True
             # A run may outlast the loop, if its caller has gone; then nobody waits for the outcome.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._open)
 
     def _open(self) -> None:
-        with self._lock:
-            letters, self._letters = self._letters, deque()
-        for receive, outcome in letters:
+        self._woken = False
+        letters = self._letters
+        while letters:
+            receive, outcome = letters.popleft()
             try:
                 receive(outcome)
             except Exception:
@@ -62,11 +64,21 @@ class Pending:
         done: its outcome has been delivered.
     """
 
-    def __init__(self, engine: Engine, receive: Callable[[Outcome], None]) -> None:
+    __slots__ = ("_engine", "_mailbox", "_receive", "_receive_token", "_timer", "done", "job")
+
+    def __init__(
+        self,
+        engine: Engine,
+        mailbox: _Mailbox,
+        receive: Callable[[Outcome], None],
+        receive_token: Callable[[Outcome], None] | None,
+    ) -> None:
         self.done = False
         self.job: Job | None = None
         self._engine = engine
+        self._mailbox = mailbox
         self._receive = receive
+        self._receive_token = receive_token
         self._timer: asyncio.TimerHandle | None = None
 
     def expire_at(self, deadline: float) -> None:
@@ -78,8 +90,16 @@ class Pending:
         """Drop the request unless the last of it runs already."""
         self._cancel(RequestCancelledError("the request was cancelled before it ran"))
 
-    def deliver(self, outcome: Outcome) -> None:
-        """Take the outcome."""
+    def post(self, outcome: Outcome) -> None:
+        """Take the outcome on any thread."""
+        self._mailbox.post(self._deliver, outcome)
+
+    def post_token(self, reply: Reply) -> None:
+        """Take the next token on any thread."""
+        assert self._receive_token is not None
+        self._mailbox.post(self._receive_token, reply)
+
+    def _deliver(self, outcome: Outcome) -> None:
         self.done = True
         if self._timer is not None:
             self._timer.cancel()
@@ -108,6 +128,7 @@ class AsyncEngine:
         self._owned = not isinstance(engine, Engine)
         self.engine = engine if isinstance(engine, Engine) else Engine(engine, settings)
         self._mailbox: _Mailbox | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._new: list[Job] = []
         self._way = WayChooser()
 
@@ -129,22 +150,16 @@ class AsyncEngine:
         Raises:
             ServingError: the request is wrong; `receive` is not called.
         """
-        loop = asyncio.get_running_loop()
-        if self._mailbox is None:
-            self._mailbox = _Mailbox(loop)
-        mailbox, pending = self._mailbox, Pending(self.engine, receive)
-        post = None
-        if partial is not None:
-            receive_partial = partial
-
-            def post(reply: Reply) -> None:
-                mailbox.post(receive_partial, reply)
-
-        pending.job = self.engine.prepare(request, lambda outcome: mailbox.post(pending.deliver, outcome), post)
+        mailbox = self._mailbox
+        if mailbox is None:
+            self._loop = asyncio.get_running_loop()
+            mailbox = self._mailbox = _Mailbox(self._loop)
+        pending = Pending(self.engine, mailbox, receive, partial)
+        pending.job = self.engine.prepare(request, pending.post, None if partial is None else pending.post_token)
         if request.deadline is not None:
             pending.expire_at(request.deadline)
         if not self._new:
-            loop.call_soon(self._hand_over)
+            self._loop.call_soon(self._hand_over)
         self._new.append(pending.job)
         return pending
 
@@ -157,12 +172,7 @@ class AsyncEngine:
             ServingError: one of its subclasses says why there is no answer.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def receive(outcome: Outcome) -> None:
-            if not future.done():
-                future.set_result(outcome)
-
-        pending = self.submit(request, receive)
+        pending = self.submit(request, functools.partial(_settle, future))
         try:
             outcome = await future
         except asyncio.CancelledError:
@@ -258,6 +268,11 @@ class AsyncEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _settle(future: "asyncio.Future[Outcome]", outcome: Outcome) -> None:
+    if not future.done():
+        future.set_result(outcome)
 
 
 class AsyncEngineSequence:

@@ -42,6 +42,8 @@ _DATATYPES = {dtype: datatype for datatype, (dtype, _, _) in _ELEMENTS.items()}
 _NAMES = {dtype: name for name, dtype, _ in _ELEMENTS.values()}
 # Those whose every raw byte has a meaning.
 _FIXED = {datatype: dtype for datatype, (_, dtype, _) in _ELEMENTS.items() if datatype not in ("BOOL", "BYTES")}
+# Those whose elements are on the wire as they are in memory.
+_PLAIN = frozenset(dtype for datatype, (_, dtype, _) in _ELEMENTS.items() if datatype != "BYTES")
 _MAXIMUM_RANK = 64  # NumPy's
 _MAXIMUM_BYTES = 2**63 - 1
 _LENGTH = struct.Struct("<I")
@@ -232,6 +234,26 @@ def _from_contents(
             )
         return wide.astype(dtype)
     return np.fromiter(values, dtype, count)
+
+
+def describe_plain(tensor: WireTensor) -> tuple[str, tuple[int, ...], np.dtype[Any], int] | None:
+    """Return a tensor's name, shape, element type and bytes, if any contents of that many bytes are right for it."""
+    dtype = _FIXED.get(tensor.datatype)
+    shape = tuple(tensor.shape)
+    if dtype is None or not tensor.name or tensor.parameters or tensor.HasField("contents"):
+        return None
+    if len(shape) > _MAXIMUM_RANK or min(shape, default=1) < 1 or math.prod(shape) * dtype.itemsize > _MAXIMUM_BYTES:
+        return None
+    return tensor.name, shape, dtype, math.prod(shape) * dtype.itemsize
+
+
+def raw(array: Array) -> bytes:
+    """Return an array's raw contents.
+
+    Raises:
+        InvalidRequestError: the array's element type has no form on the wire.
+    """
+    return array.tobytes() if array.dtype in _PLAIN else encode(array)[1]
 
 
 def encode(array: Array) -> tuple[str, bytes]:

@@ -48,6 +48,8 @@ class Bound:
         outputs: names that the answer holds, in order.
         squeeze: the request left the time axis out, so the answer does.
         sizes: sizes of the dynamic axes other than batch and time.
+        size: bytes of the inputs.
+        keys: what is known of all requests of this form, by whom it was found out.
     """
 
     rows: int
@@ -59,13 +61,16 @@ class Bound:
     squeeze: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
     extents: Array | None = None
+    size: int = 0
+    keys: dict[Hashable, Hashable] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+@dataclass(kw_only=True, eq=False, slots=True)
 class _Plan:
     """What is known of a request by its names, element types and shapes.
 
     `inputs` are names, the index that puts back an axis that is left out, and the specification if it has a range.
+    `plain` says that the request's arrays are the inputs as they are.
     """
 
     rows: int
@@ -77,6 +82,9 @@ class _Plan:
     outputs: tuple[str, ...]
     squeeze: bool
     sizes: Mapping[str, int]
+    plain: bool
+    size: int
+    keys: dict[Hashable, Hashable]
 
 
 class Contract:
@@ -145,7 +153,14 @@ class Contract:
         self._plans: dict[Hashable, _Plan] = {}
         self._lengths_name = manifest.lengths.name if manifest.lengths is not None else None
 
-    def bind(self, arrays: Mapping[str, Array], outputs: Sequence[str] = (), *, sequences: int = 0) -> Bound:
+    def bind(
+        self,
+        arrays: Mapping[str, Array],
+        outputs: Sequence[str] = (),
+        *,
+        sequences: int = 0,
+        form: Hashable = None,
+    ) -> Bound:
         """Check a request.
 
         Args:
@@ -153,18 +168,33 @@ class Contract:
             outputs: names asked for; empty for every output that is not a state.
             sequences: of how many sequences the request holds steps, one row each; such a request may leave out the
                 time axis. 0 for a request outside of sequences.
+            form: the same object for requests with the same names, element types, shapes and outputs; None for none.
 
         Raises:
             InvalidRequestError: the request does not fit the model; the message names the tensor, its value and what
                 is accepted.
         """
-        form = (sequences, tuple(outputs), *[(name, array.dtype, array.shape) for name, array in arrays.items()])
-        plan = self._plans.get(form)
+        if form is None:
+            form = (tuple(outputs), *[(name, array.dtype, array.shape) for name, array in arrays.items()])
+        plan = self._plans.get((sequences, form))
         if plan is None:
             plan = self._plan(arrays, outputs, sequences)
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
-            self._plans[form] = plan
+            self._plans[sequences, form] = plan
+        if plan.plain:
+            return Bound(
+                rows=plan.rows,
+                time=plan.time,
+                inputs=arrays,
+                lengths=None,
+                states={},
+                outputs=plan.outputs,
+                squeeze=plan.squeeze,
+                sizes=plan.sizes,
+                size=plan.size,
+                keys=plan.keys,
+            )
         lengths = self._check_lengths(arrays[plan.lengths], plan.time) if plan.lengths else None
         extents = self._check_extents(arrays[plan.extents], plan.sizes) if plan.extents else None
         inputs: dict[str, Array] = {}
@@ -188,6 +218,8 @@ class Contract:
             squeeze=plan.squeeze,
             sizes=plan.sizes,
             extents=extents,
+            size=plan.size,
+            keys=plan.keys if self.rowwise else None,
         )
 
     def _plan(self, arrays: Mapping[str, Array], outputs: Sequence[str], sequences: int) -> "_Plan":
@@ -241,6 +273,11 @@ class Contract:
             outputs=self._select(outputs),
             squeeze=squeeze,
             sizes={axis: size for axis, (size, _) in sizes.items() if axis not in (BATCH, TIME)},
+            plain=self.rowwise
+            and not (self._indices or lengths or extents or states)
+            and all(at is None and spec is None for _, at, spec in inputs),
+            size=sum(arrays[name].nbytes for name, _, _ in inputs),
+            keys={},
         )
 
     def bind_states(self, arrays: Mapping[str, Array]) -> dict[str, Array]:

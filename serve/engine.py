@@ -339,7 +339,7 @@ class Engine:
             ServingError: the request is wrong.
         """
         controls, model = self._controls(request)
-        ends_only = bool(controls) and not request.inputs and all(each.end and not each.start for each in controls)
+        ends_only = not request.inputs and bool(controls) and all([each.end and not each.start for each in controls])
         bound, generation = None, None
         outputs = request.outputs
         if request.sampling is not None:
@@ -348,8 +348,12 @@ class Engine:
                 raise InvalidRequestError(f"outputs are {list(outputs)}; accepted of a generation: [{TOKENS!r}]")
             outputs = (generation.scores_output,)
         if not ends_only:
-            inputs = {name: np.asarray(value) for name, value in request.inputs.items()}
-            bound = model.contract.bind(inputs, outputs, sequences=len(controls))
+            inputs = request.inputs
+            if request.form is None or generation is not None:
+                inputs = {name: np.asarray(value) for name, value in inputs.items()}
+                bound = model.contract.bind(inputs, outputs, sequences=len(controls))
+            else:
+                bound = model.contract.bind(inputs, outputs, sequences=len(controls), form=request.form)
             if generation is not None and (bound.rows != 1 or (bound.lengths is not None and bound.lengths[0] < 1)):
                 raise InvalidRequestError(
                     f"the prompt has {bound.rows} rows; accepted of a generation: 1, of at least one token"
@@ -367,7 +371,7 @@ class Engine:
             new=request.new,
             generation=generation,
             partial=partial,
-            digest=_digest(request) if any(each.step is not None for each in controls) else b"",
+            digest=_digest(request) if controls and any([each.step is not None for each in controls]) else b"",
         )
 
     def _controls(self, request: Request) -> tuple[Sequence[Control], Model]:
@@ -429,6 +433,7 @@ class Engine:
         now = self.clock()
         with self._changed:
             idle = not self._scheduler.running and not self._scheduler.waiting
+            self._sequences.evict_idle(now)
             for job in jobs:
                 if job.phase != "new":  # cancelled meanwhile
                     continue
@@ -450,8 +455,12 @@ class Engine:
             raise UnavailableError("the engine is closed")
         # Before a start makes room in the table, at the cost of another sequence.
         self._scheduler.check_room(job.size)
-        if job.controls:
-            self._sequences.evict_idle(now)
+        if len(job.controls) == 1:
+            self._follow(job)
+            control = job.controls[0]
+            lane = self._lane(job.model, control, now)
+            job.places = [Place(lane=lane, start=control.start, end=control.end, step=control.step)]
+        elif job.controls:
             self._follow(job)
             places: list[Place] = []
             try:

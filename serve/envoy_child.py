@@ -43,7 +43,11 @@ class _Child:
             AsyncEngine(self._engine), self._lifecycle, window=settings.stream_window, send_bytes=settings.send_bytes
         )
         self.application = GrpcApplication(
-            table, self._engine.clock, receive_bytes=settings.receive_bytes, send_bytes=settings.send_bytes
+            table,
+            self._lifecycle,
+            self._engine.clock,
+            receive_bytes=settings.receive_bytes,
+            send_bytes=settings.send_bytes,
         )
 
     def models(self) -> tuple[ServedModel, ...]:

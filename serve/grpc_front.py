@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from cellport.errors import AddressError
 
-from .calls import Call, CallContext
+from .calls import Call, CallContext, write_message
 from .engine import Engine
 from .status import status_of, trailers_of
 
@@ -73,7 +73,7 @@ class GrpcFront:
         async def run(data: bytes, context: Any) -> bytes:
             try:
                 response = await handler(call.parse(data), self._context(context))
-                return response.SerializeToString()
+                return write_message(response)
             except Exception as error:
                 return await _abort(context, error)
 
@@ -84,15 +84,15 @@ class GrpcFront:
         assert handler is not None
 
         async def run(chunks: AsyncIterator[bytes], context: Any) -> None:
-            async def messages() -> AsyncIterator[Message]:
+            async def messages() -> AsyncIterator[Message | bytes]:
                 async for data in chunks:
                     yield call.parse(data)
 
             try:
-                responses: Any = handler(messages(), self._context(context))
+                responses: Any = handler(chunks if call.raw else messages(), self._context(context))
                 async with contextlib.aclosing(responses):
                     async for response in responses:
-                        await context.write(response.SerializeToString())
+                        await context.write(write_message(response))
             except Exception as error:
                 await _abort(context, error)
 

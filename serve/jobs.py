@@ -96,17 +96,19 @@ class Job:
     phase: Literal["new", "waiting", "running", "done"] = "new"
 
     def __post_init__(self) -> None:
-        if self.bound is not None:
-            lengths = self.bound.lengths
+        bound = self.bound
+        if bound is not None:
+            lengths = bound.lengths
             if lengths is not None:
                 self.steps = max(int(lengths.max(initial=0)), 1)
-            elif self.bound.time is not None:
-                self.steps = self.bound.time
-            joins = self.model.contract.joins
-            self.extent = tuple(self.bound.sizes[axis] for axis in joins) if joins else (self.steps,)
-            if self.model.contract.unites:
-                self.graph = shape_of(self.model.contract, self.bound)
-            self.size = sum(array.nbytes for array in self.bound.inputs.values())
+            elif bound.time is not None:
+                self.steps = bound.time
+            contract = self.model.contract
+            joins = contract.joins
+            self.extent = tuple([bound.sizes[axis] for axis in joins]) if joins else (self.steps,)
+            if contract.unites:
+                self.graph = shape_of(contract, bound)
+            self.size = bound.size
 
     @property
     def rows(self) -> int:
@@ -141,7 +143,8 @@ class Job:
         return f"<Job {self.number} of {self.model.name!r}: {self.phase}, {self.position} of {self.steps} steps>"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+# Not frozen: that takes three times as long to make.
+@dataclass(kw_only=True, eq=False, slots=True)
 class Part:
     """What one run does of one job.
 
@@ -172,7 +175,7 @@ class Part:
         return self.job.bound.rows
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Tick:
     """One run.
 
@@ -189,7 +192,7 @@ class Tick:
     rows: int
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Completion:
     """An outcome to deliver, or the next token of a generation, which is `partial`."""
 

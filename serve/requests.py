@@ -1,7 +1,7 @@
 """What is asked of the engine, and what it answers: plain values that know neither the wire nor a thread."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,8 @@ class Control:
             )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+# Not frozen, like all that is made for every request: a frozen dataclass takes three times as long to make.
+@dataclass(kw_only=True, eq=False, slots=True)
 class Request:
     """One inference request.
 
@@ -58,6 +59,8 @@ class Request:
         control: the request's place in a sequence, or of each of its rows in a sequence of its own; None outside one.
         new: the request starts a sequence under an id that the engine chooses, and tells in its reply.
         sampling: the request is a prompt, and how to go on from it; None for one that is run as it is.
+        form: the same object for requests that have the same inputs by name, element type and shape, and the same
+            outputs; None if nothing is known of that.
     """
 
     model: str
@@ -69,6 +72,7 @@ class Request:
     control: Control | Sequence[Control] | None = None
     new: bool = False
     sampling: "Sampling | None" = None
+    form: Hashable = None
 
     @property
     def controls(self) -> Sequence[Control]:
@@ -92,7 +96,7 @@ class Request:
             raise InvalidRequestError(f"deadline is {self.deadline}; accepted: a moment on the engine's clock")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Reply:
     """The answer to one request: batch-first arrays by output name, and the model that computed them.
 

@@ -344,7 +344,7 @@ class Scheduler:
         source: list[int] | None = None
         if job.slots:
             source = job.slots if rows is None else [job.slots[row] for row in rows]
-        elif job.places and not all(place.start for place in job.places):
+        elif job.places and not all([place.start for place in job.places]):
             source = [INITIAL if place.start else _slot(place) for place in job.places]
         target: list[int] | None = None
         if not final or job.places or job.generation is not None:
@@ -365,7 +365,7 @@ class Scheduler:
         slots = job.slots or [_slot(place) for place in job.places]
         job.slots = []
         kept: Reply | None = None
-        if any(place.step is not None for place in job.places):
+        if any([place.step is not None for place in job.places]):
             size = sum(array.nbytes for array in reply.outputs.values())
             if size <= self.sequences.settings.answer_bytes * len(job.places):
                 # Views would keep the results of the whole run.
@@ -404,6 +404,8 @@ class Scheduler:
         Raises:
             StepNumberError: a step is neither the next nor the last that was done, or some are and some are not.
         """
+        if all([place.step is None for place in job.places]):
+            return None
         known = [
             None
             if place.step is None

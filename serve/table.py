@@ -43,14 +43,15 @@ def build_table(engine: AsyncEngine, lifecycle: Lifecycle, *, window: int, send_
         "RepositoryIndex": repository.index,
         "RepositoryModelLoad": repository.load,
         "RepositoryModelUnload": repository.unload,
-        "ModelInfer": inference.infer,
     }
     calls = []
     for method in inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
         path = f"/{SERVICE}/{method.name}"
         request: type[Message] = GetMessageClass(method.input_type)
-        if method.name == "ModelStreamInfer":
-            calls.append(Call(method=path, request=request, stream=inference.stream))
+        if method.name == "ModelInfer":
+            calls.append(Call(method=path, request=request, unary=inference.infer, raw=True))
+        elif method.name == "ModelStreamInfer":
+            calls.append(Call(method=path, request=request, stream=inference.stream, fed=inference.open, raw=True))
         else:
             calls.append(Call(method=path, request=request, unary=unary.get(method.name, _refuse(method.name))))
     states = StateCalls(engine.engine, lifecycle)

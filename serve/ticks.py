@@ -53,6 +53,17 @@ def group_key(model: Model, bound: Bound, *, cut: bool, stateful: bool) -> Hasha
         cut: requests of the model are run in chunks.
         stateful: the request is a step of a sequence.
     """
+    keys = bound.keys
+    if keys is None:
+        return _group_key(model, bound, cut=cut, stateful=stateful)
+    # The same for all requests of a form: no input is shared by rows, and states are no matter of the form.
+    known = (cut, stateful or bool(bound.states))
+    if known not in keys:
+        keys[known] = _group_key(model, bound, cut=cut, stateful=stateful)
+    return keys[known]
+
+
+def _group_key(model: Model, bound: Bound, *, cut: bool, stateful: bool) -> Hashable | None:
     contract = model.contract
     if contract.unites:
         return tuple(bound.inputs)
@@ -84,7 +95,7 @@ def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> None:
     if together:
         for part, outputs in zip(parts, divided(contract, bounds, results), strict=True):
             part.job.results = outputs
-    else:
+    elif not _give_whole(contract, parts, results, steps):
         start = 0
         for part in parts:
             stop = start + part.count
@@ -100,7 +111,7 @@ def _feeds(model: Model, parts: Sequence[Part], steps: int) -> dict[str, Array]:
     contract = model.contract
     feeds: dict[str, Array] = {}
     bounds = [_bound(part) for part in parts]
-    even = all(part.steps == steps for part in parts)
+    even = all([part.steps == steps for part in parts])
     for name, first in bounds[0].inputs.items():
         spec = contract.inputs[name]
         if BATCH not in spec.axes:
@@ -116,7 +127,7 @@ def _feeds(model: Model, parts: Sequence[Part], steps: int) -> dict[str, Array]:
         feeds[name] = _to_graph(joined, spec.axes)
     lengths = contract.manifest.lengths
     if lengths is not None and (
-        not even or lengths.name in model.required or any(each.lengths is not None for each in bounds)
+        not even or lengths.name in model.required or any([each.lengths is not None for each in bounds])
     ):
         feeds[lengths.name] = _concatenate([_valid(part, bound) for part, bound in zip(parts, bounds, strict=True)])
     sizes = contract.manifest.sizes
@@ -131,7 +142,7 @@ def _add_states(model: Model, parts: Sequence[Part], bounds: Sequence[Bound], fe
     """Add the states that the rows start from, where they are not all the initial ones."""
     states = model.contract.states
     own = [not part.position and bool(bound.states) for part, bound in zip(parts, bounds, strict=True)]
-    if not any(own) and all(part.source is None for part in parts) and not model.required.intersection(states):
+    if not any(own) and all([part.source is None for part in parts]) and not model.required.intersection(states):
         return
     if not model.arena.uniform and len(parts) == 1 and parts[0].source is None:
         for name, state in states.items():
@@ -158,12 +169,14 @@ def _add_states(model: Model, parts: Sequence[Part], bounds: Sequence[Bound], fe
 
 def _fetches(contract: Contract, parts: Sequence[Part]) -> list[str]:
     """Return the names of the outputs that a run has to compute, in the manifest's order."""
-    wanted: set[str] = set()
+    forms = set()
     for part in parts:
         bound = _bound(part)
-        ends = part.final or (bound.lengths is not None and bound.rows > 1)
-        wanted.update(name for name in bound.outputs if ends or name in contract.concatenated)
-    if any(part.target is not None for part in parts):
+        forms.add((part.final or (bound.lengths is not None and bound.rows > 1), bound.outputs))
+    wanted: set[str] = set()
+    for ends, outputs in forms:
+        wanted.update(name for name in outputs if ends or name in contract.concatenated)
+    if any([part.target is not None for part in parts]):
         wanted.update(contract.state_outputs)
     return [name for name in contract.fetchable if name in wanted]
 
@@ -182,6 +195,47 @@ def _keep(model: Model, parts: Sequence[Part], results: Mapping[str, Array], row
     if slots:
         states = {state.input: results[state.output] for state in model.contract.states.values()}
         model.arena.scatter(slots, states, None if len(slots) == rows else places)
+
+
+def _give_whole(contract: Contract, parts: Sequence[Part], results: Mapping[str, Array], steps: int) -> bool:
+    """Give each job its rows of the outputs, if all jobs ran whole, took all steps and want the same; else do nothing.
+
+    What is done with the axes is done once for all of them.
+    """
+    first = _bound(parts[0])
+    if contract.joins:
+        return False
+    for part in parts:
+        bound = _bound(part)
+        if (
+            not part.final
+            or part.position
+            or part.rows is not None
+            or bound.outputs != first.outputs
+            or bound.squeeze is not first.squeeze
+            or (bound.time is not None and bound.time != steps)
+        ):
+            return False
+    views: list[tuple[str, Array, bool]] = []
+    for name in first.outputs:
+        array, axes = results[name], contract.axes_of(name)
+        rowwise = BATCH in axes
+        at = axes.index(BATCH) if rowwise else 0
+        if at:
+            array = np.moveaxis(array, at, 0)
+        if first.time is not None and TIME in axes:
+            along = batch_first(axes).index(TIME)
+            if array.shape[along] != steps:
+                return False
+            if first.squeeze:
+                array = array.squeeze(along)
+        views.append((name, array, rowwise))
+    start = 0
+    for part in parts:
+        stop = start + part.count
+        part.job.results = {name: array[start:stop] if rowwise else array for name, array, rowwise in views}
+        start = stop
+    return True
 
 
 def _give(contract: Contract, part: Part, results: Mapping[str, Array], start: int, stop: int) -> None:

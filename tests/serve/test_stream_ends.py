@@ -67,8 +67,8 @@ async def test_a_stream_whose_client_had_ended_it_ends_well_in_a_shutdown(folder
     """Only a stream that could have sent more is told to try another server."""
     ended = asyncio.Event()
 
-    async def requests() -> AsyncIterator[ModelInferRequest]:
-        yield SLOW
+    async def requests() -> AsyncIterator[bytes]:
+        yield SLOW.SerializeToString()
         ended.set()
 
     with Engine(folder) as engine:
@@ -80,7 +80,7 @@ async def test_a_stream_whose_client_had_ended_it_ends_well_in_a_shutdown(folder
         await ended.wait()
         await asyncio.sleep(0)
         lifecycle.close()
-        assert (await first).infer_response.id == "slow"
+        assert ModelStreamInferResponse.FromString(await first).infer_response.id == "slow"
         assert [each async for each in stream] == []
 
 
@@ -136,9 +136,10 @@ class _Watched(Engine):
 async def test_a_stream_that_is_left_drops_the_last_step_of_a_sequence_first(folder: Path) -> None:
     """If the first went first, the second would be free to run, with a step missing before it."""
 
-    async def steps() -> AsyncIterator[ModelInferRequest]:
+    async def steps() -> AsyncIterator[bytes]:
         for step in (1, 2, 3):
-            yield write_request("lstm", {"tokens": [[step]]}, None, control=Control(id=1, start=step == 1))
+            request = write_request("lstm", {"tokens": [[step]]}, None, control=Control(id=1, start=step == 1))
+            yield request.SerializeToString()
         await asyncio.Event().wait()
 
     with _Watched(folder) as engine, busy(engine):
