@@ -24,6 +24,9 @@ _LEAST = 20e-6
 _ENOUGH = 1.25
 """How many times the least time a row may take, for its run to be efficient."""
 
+_REMEMBERED = 256
+"""Answers to how many rows are enough that are kept; they are found anew now and then, as the figures change."""
+
 _FIXED, _STEP, _ROW = 50e-6, 20e-6, 2e-6
 """Seconds of a run, of a step and of a row in a step, of a model that nobody has measured."""
 
@@ -35,7 +38,7 @@ class CostModel:
         maximum: the most rows that it is asked for in earnest; beyond, time is taken to grow in proportion.
 
     Attributes:
-        enough: rows from which on more of them hardly make a run more efficient.
+        usual: rows of the newest runs, on average.
         measured: whether the figures come from the model itself, and are not the first guess.
     """
 
@@ -43,7 +46,8 @@ class CostModel:
         self._rows = powers_of_two(maximum)
         self._fixed = [_FIXED] * len(self._rows)
         self._step = [_STEP + rows * _ROW for rows in self._rows]
-        self.enough = 1
+        self._enough: dict[int, int] = {}
+        self.usual = 1.0
         self.measured = False
 
     def __repr__(self) -> str:
@@ -80,14 +84,25 @@ class CostModel:
                 step, fixed = max(step, self._step[index - 1]), max(fixed, self._fixed[index - 1])
             self._step[index], self._fixed[index] = step, fixed
             self.measured = True
-        each = [
-            (fixed + _STEPS * step) / rows
-            for rows, fixed, step in zip(self._rows, self._fixed, self._step, strict=True)
-        ]
-        self.enough = next(rows for rows, found in zip(self._rows, each, strict=True) if found <= _ENOUGH * min(each))
+        self._enough.clear()
+
+    def enough(self, steps: int) -> int:
+        """Return the rows from which on more of them hardly make a run of so many steps more efficient."""
+        found = self._enough.get(steps)
+        if found is None:
+            each = [
+                (fixed + steps * step) / rows
+                for rows, fixed, step in zip(self._rows, self._fixed, self._step, strict=True)
+            ]
+            found = next(rows for rows, time in zip(self._rows, each, strict=True) if time <= _ENOUGH * min(each))
+            if len(self._enough) >= _REMEMBERED:
+                self._enough.clear()
+            self._enough[steps] = found
+        return found
 
     def observe(self, rows: int, steps: int, seconds: float) -> None:
         """Correct the figures by a run that took place."""
+        self.usual += _WEIGHT * (rows - self.usual)
         expected = self.seconds(rows, steps)
         factor = min(max(seconds / expected, _LIMITS[0]), _LIMITS[1]) ** _WEIGHT
         near = bisect.bisect_left(self._rows, rows)

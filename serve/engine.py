@@ -131,6 +131,7 @@ class Engine:
         self._scheduler = Scheduler(self.settings.batch, self._sequences)
         self._changed = threading.Condition()
         self._closed = False
+        self._holding = False  # a worker waits for more requests before it runs those that wait
         self.runs = 0
         self._names = itertools.count(1)
         self._workers = [
@@ -443,7 +444,7 @@ class Engine:
                     job.finish()
                     refused.append((job, error))
             inline = here is not None and idle and self._scheduler.waiting > 0
-            if self._scheduler.waiting and not inline:
+            if self._scheduler.waiting and not inline and not (self._holding and self._scheduler.patience(now)):
                 self._changed.notify()
         _deliver(completions)
         if inline and here is not None:
@@ -650,7 +651,14 @@ class Engine:
                 tick: Tick | None = None
                 completions: list[Completion] = []
                 if self._scheduler.running < self.settings.workers:
-                    tick, completions = self._schedule(now)
+                    seconds = 0.0 if self._closed else self._scheduler.patience(now)
+                    if seconds and not self._holding:
+                        self._holding = True
+                        self._changed.wait(seconds)
+                        self._holding = False
+                        continue
+                    if not seconds:
+                        tick, completions = self._schedule(now)
                 if tick is None and not completions:
                     if self._closed:
                         return

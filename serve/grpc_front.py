@@ -1,7 +1,7 @@
 """The front on grpc.aio: carries the table of calls."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -101,13 +101,30 @@ class GrpcFront:
     def _context(self, context: Any) -> CallContext:
         remaining = context.time_remaining()
         return CallContext(
-            deadline=None if remaining is None else self._engine.clock() + remaining,
-            metadata=dict(_pairs(context.invocation_metadata())),
+            deadline=None if remaining is None else self._engine.clock() + remaining, metadata=_Metadata(context)
         )
 
 
-def _pairs(metadata: Iterable[Any] | None) -> Iterable[tuple[str, str | bytes]]:
-    return [(key, value) for key, value in metadata or ()]
+class _Metadata(Mapping[str, str | bytes]):
+    """A call's metadata, which few handlers read: it is collected when one does."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._pairs: dict[str, str | bytes] | None = None
+
+    def _collected(self) -> dict[str, str | bytes]:
+        if self._pairs is None:
+            self._pairs = {key: value for key, value in self._context.invocation_metadata() or ()}  # noqa: C416
+        return self._pairs
+
+    def __getitem__(self, key: str) -> str | bytes:
+        return self._collected()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._collected())
+
+    def __len__(self) -> int:
+        return len(self._collected())
 
 
 async def _abort(context: Any, error: Exception) -> bytes:

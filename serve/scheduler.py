@@ -32,6 +32,12 @@ _DROPPED = 64
 """Dropped requests that may lie in the queues beyond as many as wait, before the queues are cleared of them."""
 
 
+_EXPECTED = 1.5
+"""How many times more rows the runs before must have had for more to be expected."""
+
+_PATIENCE = 0.001
+"""Seconds that a request is made to wait for others at most."""
+
 _WEIGHT = 0.1
 _SOONEST, _LATEST = 0.001, 5.0
 """Seconds that a refused request is told to wait, at least and at most."""
@@ -72,11 +78,12 @@ class BatchSettings:
 
 @dataclass(eq=False, slots=True)
 class _Group:
-    """Waiting jobs that may share a run, the most urgent first."""
+    """Waiting jobs that may share a run, the most urgent first; `since` is when there was first a choice to wait."""
 
     model: Model
     cut: bool
     heap: list[tuple[int, int, Job]] = field(default_factory=list)
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +213,27 @@ class Scheduler:
             completions += self.cancel(job, error)[1]
         return completions
 
+    def patience(self, now: float) -> float:
+        """Return for how many seconds it pays to wait before the next run, 0 for not at all.
+
+        A run of few rows takes hardly less time than one of many. Where the runs before had more rows, more requests
+        are about to come; they are waited for, but never longer than a run of one row would take.
+        """
+        key = self._most_urgent()
+        if key is None:
+            return 0.0
+        group = self._groups[key]
+        job, costs = group.heap[0][2], group.model.costs
+        rows = len(group.heap) * job.rows
+        if job.position or costs.usual < _EXPECTED * rows or rows >= costs.enough(job.remaining):
+            return 0.0
+        limit = min(costs.seconds(1, job.remaining), _PATIENCE)
+        if group.since is None:
+            group.since = now
+        if job.deadline is not None and job.deadline < now + 2 * limit + costs.seconds(rows, job.remaining):
+            return 0.0
+        return max(0.0, group.since + limit - now)
+
     def schedule(self, now: float, idle: int = 1) -> tuple[Tick | None, list[Completion]]:
         """Take the most urgent request and what can share its run.
 
@@ -297,7 +325,7 @@ class Scheduler:
         if idle <= 1:
             return self.settings.rows
         even = -(-len(group.heap) // idle)
-        return max(1, min(self.settings.rows, max(even, group.model.costs.enough)))
+        return max(1, min(self.settings.rows, max(even, group.model.costs.enough(group.heap[0][2].remaining))))
 
     def _tick(self, group: _Group, jobs: list[Job], now: float) -> Tick:
         model = group.model

@@ -1,6 +1,7 @@
 """The scheduler alone: what runs together, for how many steps, and in which order; and what it forgets."""
 
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,14 @@ def test_all_compatible_requests_are_taken_together(lstm: Model, fussy: Model) -
     assert taken(scheduler) == []
 
 
+def costs_of(seconds: Callable[[int, int], float]) -> CostModel:
+    costs = CostModel()
+    costs.measure(seconds, timed=True)
+    return costs
+
+
 def test_what_waits_is_shared_out_among_idle_workers(lstm: Model) -> None:
-    lstm.costs = CostModel()
+    lstm.costs = costs_of(lambda rows, steps: 1e-4 * rows * steps)  # more rows make no run more efficient
     scheduler = scheduler_of()
     for seed in range(40):
         scheduler.submit(job_of(lstm, tokens=tokens_of(4, seed)))
@@ -272,7 +279,53 @@ def test_costs_are_measured_at_some_rows_and_carried_on_to_more() -> None:
     assert costs.seconds(4, 9) == pytest.approx(1e-4 + 9 * 4e-5)
     assert costs.seconds(3, 9) == pytest.approx(1e-4 + 9 * 3e-5)
     assert costs.seconds(16, 9) == pytest.approx(1e-4 + 9 * 16e-5)
-    assert costs.enough == 2
+    assert costs.enough(17) == 2
+
+
+def test_a_run_that_would_not_pay_when_it_is_shared_out_is_not(lstm: Model) -> None:
+    """Ten rows take as long as one, and more than ten in proportion."""
+    lstm.costs = costs_of(lambda rows, steps: 1e-4 * max(rows, 16) * steps)
+    scheduler = scheduler_of()
+    for seed in range(20):
+        scheduler.submit(job_of(lstm, tokens=tokens_of(4, seed)))
+    assert [len(taken(scheduler, idle=2)), len(taken(scheduler, idle=1))] == [16, 4]
+
+
+def test_enough_rows_depend_on_the_steps() -> None:
+    """Of one step, the fixed time is what counts; of many, the time of a step."""
+    costs = costs_of(lambda rows, steps: 1e-3 + 1e-5 * rows * steps)
+    assert costs.enough(1) == 64
+    assert costs.enough(1000) == 1
+
+
+def test_a_few_requests_are_made_to_wait_for_more_only_if_more_are_usual(lstm: Model) -> None:
+    lstm.costs = costs_of(lambda rows, steps: 1e-4 * max(rows, 16) * steps)
+    scheduler = scheduler_of()
+    assert scheduler.patience(0.0) == 0.0
+    scheduler.submit(job_of(lstm, tokens=tokens_of(4, 0)))
+    assert scheduler.patience(5.0) == 0.0
+    for _ in range(100):
+        lstm.costs.observe(20, 1, lstm.costs.seconds(20, 1))
+    assert scheduler.patience(5.0) == pytest.approx(0.001)
+    assert scheduler.patience(5.0004) == pytest.approx(0.0006)
+    assert scheduler.patience(5.002) == 0.0
+    assert len(taken(scheduler)) == 1
+    for seed in range(15):
+        scheduler.submit(job_of(lstm, tokens=tokens_of(4, seed)))
+    assert scheduler.patience(6.0) == 0.0, "more than half of the usual rows are there"
+    assert len(taken(scheduler)) == 15
+
+
+def test_a_request_whose_deadline_is_near_is_not_made_to_wait(lstm: Model) -> None:
+    lstm.costs = costs_of(lambda rows, steps: 1e-4 * max(rows, 16) * steps)
+    for _ in range(100):
+        lstm.costs.observe(20, 1, lstm.costs.seconds(20, 1))
+    scheduler = scheduler_of()
+    job = job_of(lstm, tokens=tokens_of(4, 0))
+    job.deadline = 1.0
+    scheduler.submit(job)
+    assert scheduler.patience(0.5) > 0
+    assert scheduler.patience(0.9935) == 0.0
 
 
 def test_a_chunk_ends_with_the_request_whose_deadline_is_near(lstm: Model) -> None:
