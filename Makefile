@@ -1,7 +1,7 @@
 # Two commands do everything on a machine that has Python 3.11 or newer and make:
 #   make demo    train, export, prove, serve and call the language identifier
-#   make demo-activity, demo-algorithms, demo-digits, demo-pronounce, demo-read-aloud, demo-segmentation
-#                the same for other tasks
+#   make demo-activity, demo-algorithms, demo-digits, demo-pipeline, demo-pronounce, demo-read-aloud, demo-segmentation
+#                the same for other tasks; demo-pipeline has no server
 #   make test    all checks and tests (the long grids only in `make test-all`)
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 TEXT ?=
 
 .PHONY: demo test test-all check links bench-cells protos clean
-.PHONY: demo-activity demo-algorithms demo-digits demo-pronounce demo-read-aloud demo-segmentation
+.PHONY: demo-activity demo-algorithms demo-digits demo-pipeline demo-pronounce demo-read-aloud demo-segmentation
 
 $(READY): requirements.lock pyproject.toml examples/g2p/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,7 +43,7 @@ test-all: $(READY) check
 demo: $(READY)
 	$(BIN)/python -m examples.language_id.demo $(if $(TEXT),--text "$(TEXT)")
 
-demo-activity demo-algorithms demo-digits demo-pronounce demo-read-aloud demo-segmentation: $(READY)
+demo-activity demo-algorithms demo-digits demo-pipeline demo-pronounce demo-read-aloud demo-segmentation: $(READY)
 	$(BIN)/python -m examples.$(subst -,_,$(patsubst demo-%,%,$@)).demo
 
 bench-cells: $(READY)

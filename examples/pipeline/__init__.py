@@ -1,0 +1,1 @@
+"""A model inside a data pipeline: the engine without a server."""
