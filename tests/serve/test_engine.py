@@ -3,6 +3,7 @@
 import contextlib
 import math
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,4 +163,6 @@ def test_a_start_that_the_queue_refuses_evicts_nobody(folder: Path) -> None:
             start = Request(model="lstm", inputs={"tokens": np.array([[1]])}, control=Control(id=9, start=True))
             with pytest.raises(QueueFullError):
                 engine.submit(start, lambda _: None)
+        while engine.waiting:
+            time.sleep(0.001)
         sequence.step({"tokens": np.array([1])})
