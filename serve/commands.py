@@ -31,8 +31,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         "--padding", type=float, default=1.25, help="how many times larger padding may make a run (%(default)s)"
     )
     parser.add_argument("--queue", type=int, default=4096, help="requests that may wait (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="batches that run at the same time (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of one run, 0 for one a core (%(default)s)")
+    parser.add_argument("--workers", type=int, help="batches that run at the same time (what is measured to be best)")
+    parser.add_argument(
+        "--threads", type=int, help="threads of one run, 0 for one a core (what is measured to be best)"
+    )
     parser.add_argument("--sequences", type=int, default=10_000, help="running sequences (%(default)s)")
     parser.add_argument(
         "--idle", type=float, default=600.0, help="seconds until an unused sequence is evicted (%(default)s)"
@@ -97,7 +99,7 @@ def _serve(arguments: argparse.Namespace) -> int:
                     poll_seconds=arguments.poll_seconds,
                     exit_on_error=None if arguments.exit_on_error is None else arguments.exit_on_error == "true",
                 ),
-                workers=arguments.workers,
+                workers=arguments.workers or 0,
             ),
         )
         server = Server(arguments.path, settings)

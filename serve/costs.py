@@ -85,6 +85,7 @@ class CostModel:
             self._step[index], self._fixed[index] = step, fixed
             self.measured = True
         self._enough.clear()
+        self.usual = 1.0
 
     def enough(self, steps: int) -> int:
         """Return the rows from which on more of them hardly make a run of so many steps more efficient."""

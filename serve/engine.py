@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -31,6 +31,7 @@ from cellport.errors import (
 
 from .codec import Array
 from .generation import TOKENS, Generation, Sampling
+from .instances import choose_threads, choose_workers, cores
 from .jobs import Completion, Job, Outcome, Place, Tick
 from .loading import Loader
 from .model import Model, SessionSettings
@@ -57,7 +58,7 @@ class EngineSettings:
         sequences: limits on running sequences.
         session: how onnxruntime runs a model.
         repository: which versions in a folder are served, and who decides when models come and go.
-        workers: how many runs there may be at a time.
+        workers: how many runs there may be at a time; 0 to measure at the start how many get the most done.
         warm_seconds: how long each model may be run when it is loaded, to learn what a run costs; 0 to guess it.
         inline_seconds: a request to an idle engine that is expected to take no longer than this is run by the thread
             that brings it, even if that is an event loop: it saves two hand-overs between threads.
@@ -67,14 +68,12 @@ class EngineSettings:
     sequences: SequenceSettings = field(default_factory=SequenceSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     repository: RepositorySettings = field(default_factory=RepositorySettings)
-    workers: int = 2
+    workers: int = 0
     warm_seconds: float = 0.25
     inline_seconds: float = 0.002
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers is {self.workers}; accepted: at least 1")
-        for name in ("warm_seconds", "inline_seconds"):
+        for name in ("workers", "warm_seconds", "inline_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0")
 
@@ -104,6 +103,7 @@ class Engine:
     Attributes:
         repository: the models.
         runs: how many runs have begun.
+        workers: how many runs there may be at a time.
 
     Raises:
         ModelLoadError: a model cannot be loaded.
@@ -134,18 +134,31 @@ class Engine:
         self._holding = False  # a worker waits for more requests before it runs those that wait
         self.runs = 0
         self._names = itertools.count(1)
-        self._workers = [
+        self.workers = self.settings.workers or self._choose_workers()
+        self._threads = [
             threading.Thread(target=self._work, name=f"cellport-engine-{number}", daemon=True)
-            for number in range(self.settings.workers)
+            for number in range(self.workers)
         ]
-        for worker in self._workers:
-            worker.start()
+        for thread in self._threads:
+            thread.start()
         if self._loader is not None:
             self._loader.watch()
 
     def _load(self, file: ModelFile) -> Model:
         settings = self.settings.session
-        return self._warm(Model.load(file.path, name=file.name, version=file.version, settings=settings))
+
+        def load(threads: int | None) -> Model:
+            chosen = replace(settings, threads=threads)
+            return self._warm(Model.load(file.path, name=file.name, version=file.version, settings=chosen))
+
+        if settings.threads is not None or not self.settings.warm_seconds:
+            return load(settings.threads)
+        return choose_threads(load, cores())
+
+    def _choose_workers(self) -> int:
+        if not self.settings.warm_seconds:
+            return cores()
+        return choose_workers(list(self.repository), cores())
 
     def _warm(self, model: Model) -> Model:
         if self.settings.warm_seconds:
@@ -547,8 +560,8 @@ class Engine:
             completions = self._scheduler.cancel_all(_closed_error())
             self._changed.notify_all()
         _deliver(completions)
-        for worker in self._workers:
-            worker.join(seconds)
+        for thread in self._threads:
+            thread.join(seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -610,7 +623,7 @@ class Engine:
         Nothing is run if as many runs take place as there are workers.
         """
         with self._changed:
-            if self._scheduler.running >= self.settings.workers:
+            if self._scheduler.running >= self.workers:
                 return False
             tick, completions = self._schedule(self.clock())
         _deliver(completions)
@@ -628,10 +641,10 @@ class Engine:
     def _schedule(self, now: float) -> tuple[Tick | None, list[Completion]]:
         """Ask for a run, with the lock held."""
         self._sequences.evict_idle(now)
-        tick, completions = self._scheduler.schedule(now, self.settings.workers - self._scheduler.running)
+        tick, completions = self._scheduler.schedule(now, self.workers - self._scheduler.running)
         if tick is not None:
             self.runs += 1
-            if self._scheduler.waiting and self._scheduler.running < self.settings.workers:
+            if self._scheduler.waiting and self._scheduler.running < self.workers:
                 self._changed.notify()
         return tick, completions
 
@@ -650,7 +663,7 @@ class Engine:
                 now = self.clock()
                 tick: Tick | None = None
                 completions: list[Completion] = []
-                if self._scheduler.running < self.settings.workers:
+                if self._scheduler.running < self.workers:
                     seconds = 0.0 if self._closed else self._scheduler.patience(now)
                     if seconds and not self._holding:
                         self._holding = True

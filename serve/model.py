@@ -38,17 +38,18 @@ class SessionSettings:
     """How onnxruntime runs a model.
 
     Attributes:
-        threads: threads of one run; 0 for one a core. A recurrent step is too small to be shared out: cores are better
-            used by running several batches at a time (docs/decisions/0006-first-batcher.md).
+        threads: threads of one run; 0 for one a core; None for what an engine measures to get the most done, and
+            otherwise one. A recurrent step is mostly too small to be shared out: cores are better used by running
+            several batches at a time (docs/decisions/0006-first-batcher.md).
         spin: waiting threads spin instead of sleeping. Faster on cores that have nothing else to do; here they share
             them with the server's event loop.
     """
 
-    threads: int = 1
+    threads: int | None = None
     spin: bool = False
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
+        if self.threads is not None and self.threads < 0:
             raise ValueError(f"threads is {self.threads}; accepted: at least 0")
 
 
@@ -108,7 +109,7 @@ class Model:
         path = Path(path)
         settings = settings or SessionSettings()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings.threads
+        options.intra_op_num_threads = 1 if settings.threads is None else settings.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spin)))

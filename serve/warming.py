@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 _REPEATS = 3
 _SIDE = 8
+_STEPS = 16
 
 
 def warm(model: Model, seconds: float) -> None:
@@ -52,6 +53,15 @@ def warm(model: Model, seconds: float) -> None:
         model.costs.measure(run, timed=timed)
     except Exception:
         _log.warning("%r could not be measured; its costs are guessed", model, exc_info=True)
+
+
+def batch_run(model: Model) -> Callable[[], bool] | None:
+    """Return what runs as many rows together as are efficient and says whether that went well; None if it cannot be."""
+    rows = model.costs.enough(_STEPS) if model.contract.splits and model.contract.rowwise else 1
+    inputs = example(model.contract, rows, _STEPS)
+    if inputs is None or not model.costs.measured:
+        return None
+    return lambda: _once(model, inputs, rows) is not None
 
 
 def _once(model: Model, inputs: Mapping[str, Array], rows: int) -> float | None:
