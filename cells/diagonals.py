@@ -58,6 +58,7 @@ class Diagonals:
         self.leading = 1 if flips is None else 2
         rank = self.leading + len(self.slots) + 1
         self._rank = rank
+        self._same_for_images = sizes is None
         self._per_image = sizes is not None or flips is not None
         self.sizes: dict[int, Tensor | int] = {
             d: n if sizes is None else self._spread(sizes[:, d], -1) for d, n in enumerate(self.grid)
@@ -94,23 +95,25 @@ class Diagonals:
         index = torch.where(places[dimension] > 0, row * self.batch + batch, count + entering * self.batch + batch)
         return index.reshape(-1)
 
-    def enter(self, values: Tensor) -> Tensor:
+    def enter(self, values: Tensor, blank: bool = False) -> Tensor:
         """What each slot reads on each diagonal.
 
         Args:
-            values: [n_1, ..., n_N, batch, (directions), ...].
+            values: [n_1, ..., n_N, batch, (directions), ...]; an axis of 1 direction if all of them read the same.
+            blank: whether slots without a position get zeros.
 
         Returns:
-            [diagonals, ...]; slots without a position get some value of their image.
+            [diagonals, ...]; slots without a position get some value of their image if not zeros.
         """
-        return self._merged(self._take(values, self.coordinates, self._inside(self.coordinates)))
+        return self._merged(self._take(values, self.coordinates, self._inside(self.coordinates), blank))
 
-    def enter_side(self, values: Tensor, dimension: int) -> Tensor:
+    def enter_side(self, values: Tensor, dimension: int, blank: bool = False) -> Tensor:
         """What enters the grid along one dimension.
 
         Args:
             values: [the other n..., batch, (directions), ...].
             dimension: which.
+            blank: as of `enter`.
 
         Returns:
             For the dimension without slots what a step sees, else [diagonals, ...] of it with one slot along this
@@ -120,13 +123,13 @@ class Diagonals:
             if not self.slots and not self._per_image:
                 return values
             coordinates: Mapping[int, Tensor] = {d: self.coordinates[d] for d in self.slots}
-            return self._merged(self._take(values, coordinates, self._inside(coordinates))).squeeze(0)
+            return self._merged(self._take(values, coordinates, self._inside(coordinates), blank)).squeeze(0)
         coordinates = {
             d: self.coordinates[d] if d != self.along else self._without(dimension)
             for d in range(len(self.grid))
             if d != dimension
         }
-        return self._merged(self._take(values, coordinates, self._inside(coordinates)))
+        return self._merged(self._take(values, coordinates, self._inside(coordinates), blank))
 
     def enter_same(self, values: Tensor, dimension: int) -> Tensor:
         """What enters along one dimension where it is the same at every position.
@@ -208,19 +211,23 @@ class Diagonals:
             return torch.ones([1] * self._rank, dtype=torch.bool, device=self.device)
         return inside
 
-    def _take(self, values: Tensor, coordinates: Mapping[int, Tensor], inside: Tensor) -> Tensor:
+    def _take(self, values: Tensor, coordinates: Mapping[int, Tensor], inside: Tensor, blank: bool) -> Tensor:
         row = torch.zeros([1] * self._rank, dtype=torch.int64, device=self.device)
         for number, d in enumerate(sorted(coordinates)):
             place = self._turned(d, coordinates[d], self.sizes[d], 1)
             row = row * self.grid[d] + place if number else place
         # Some position of the same image, so that NaN in one image cannot reach the gradients of another.
         row = torch.where(inside, row, 0)
-        if not self._per_image:
-            return _gather(values, row.squeeze(-1), len(coordinates))
+        axes = len(coordinates)
+        shared = self.flips is not None and values.shape[axes + 1] == 1
+        if shared:
+            values = values.squeeze(axes + 1)
+        if self._same_for_images and (shared or self.flips is None):
+            return _gather(values, row.squeeze(-1), axes, inside.squeeze(-1) if blank else None)
         row = row * self.batch + self._batch
-        if self.flips is not None:
+        if self.flips is not None and not shared:
             row = row * len(self.flips) + self._range(len(self.flips), 1)
-        return _gather(values, row, len(coordinates) + self.leading)
+        return _gather(values, row, axes + (1 if shared else self.leading), inside if blank else None)
 
     def _without(self, dimension: int) -> Tensor:
         """The coordinate along the dimension without slots of the slots at the near side of another one."""
@@ -277,7 +284,18 @@ def _total(coordinates: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, coordinates)
 
 
-def _gather(values: Tensor, index: Tensor, axes: int) -> Tensor:
-    """Rows of `values`, whose first `axes` axes are taken as one; index_select has a fast gradient, indexing not."""
+def _gather(values: Tensor, index: Tensor, axes: int, inside: Tensor | None = None) -> Tensor:
+    """Rows of `values`, whose first `axes` axes are taken as one; index_select has a fast gradient, indexing not.
+
+    Args:
+        values: [..., ...].
+        index: of rows.
+        axes: how many.
+        inside: where it is false the result is 0, whatever the index; None for nowhere.
+    """
     tail = values.shape[axes:]
-    return values.flatten(0, axes - 1).index_select(0, index.reshape(-1)).reshape(*index.shape, *tail)
+    rows = values.flatten(0, axes - 1)
+    if inside is not None:
+        rows = torch.cat([rows.new_zeros((1, *tail)), rows])
+        index = torch.where(inside, index + 1, 0)
+    return rows.index_select(0, index.reshape(-1)).reshape(*index.shape, *tail)

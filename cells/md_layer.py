@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .checks import CellError, check_flag, check_input, check_size
 from .sizes import check_sizes, mask_grid, valid_positions
-from .wavefront import wavefront
+from .wavefront import wavefront_outputs
 
 __all__ = ["Combine", "Directions", "MDLayer"]
 
@@ -100,7 +100,8 @@ class MDLayer(nn.Module, ABC):
         """`(before, a) -> (state, output)` of a wavefront.
 
         Args:
-            weight_hh: [(directions), N * hidden_size, rows], for the predecessors' h side by side.
+            weight_hh: [(directions), N * hidden_size, rows], for the predecessors' h side by side; with rows for the
+                input behind these, where the step is to multiply it too (see `product`).
             **options: a cell's own.
         """
 
@@ -138,27 +139,34 @@ class MDLayer(nn.Module, ABC):
             if not torch.compiler.is_exporting():
                 # The projection's weight has the gradient x^T g: NaN in x would reach it although g is 0 there.
                 input = mask_grid(input, valid_positions(sizes, grid))
-        # What does not depend on the state, for all positions and directions in one product.
-        weight_ih = self.ordered(weight_ih, -2).flatten(0, -2)
-        projected = F.linear(input, weight_ih, None if bias is None else self.ordered(bias, -1).flatten())
         lead = (self.num_directions,) if self._stacked else ()
-        if self._stacked:
-            projected = projected.reshape(*projected.shape[:-1], self.num_directions, weight_hh.shape[-2])
         # [(directions), N, rows, H] to [(directions), N * H, rows]
         together = self.ordered(weight_hh, -2).transpose(-1, -2).flatten(-3, -2)
+        weight_ih = self.ordered(weight_ih, -2)
+        bias = None if bias is None else self.ordered(bias, -1)
+        exporting = torch.compiler.is_exporting()
+        if exporting and self.input_size < weight_ih.shape[-2]:
+            # Fewer features than gates: they are brought to the step, and multiplied by their weights there.
+            scanned = input if bias is None else F.pad(input, (0, 1), value=1.0)
+            scanned = scanned.unsqueeze(-2) if self._stacked else scanned
+            of_input = [weight_ih.transpose(-1, -2), *([] if bias is None else [bias.unsqueeze(-2)])]
+            together = torch.cat([together, *of_input], -2)
+        else:
+            # What does not depend on the state, for all positions and directions in one product.
+            scanned = F.linear(input, weight_ih.flatten(0, -2), None if bias is None else bias.flatten())
+            if self._stacked:
+                scanned = scanned.reshape(*scanned.shape[:-1], self.num_directions, weight_hh.shape[-2])
         state = self.initial(input.new_zeros((*lead, batch, self.hidden_size)))
-        # The result is the same to the bit; a file has to keep to one dimension.
-        along = -1 if torch.compiler.is_exporting() else max(range(rank), key=lambda d: grid[d])
-        outputs, _ = wavefront(
+        return wavefront_outputs(
             self.make_step(together, **options),
             state,
-            projected,
+            scanned,
             grid,
-            along=along,
+            # The result is the same to the bit; a file has to keep to one dimension.
+            along=-1 if exporting else max(range(rank), key=lambda d: grid[d]),
             sizes=sizes,
             flips=self.flips if self._stacked else None,
         )
-        return outputs
 
     def joined(self, h: Tensor) -> Tensor:
         """The layer's output of what `run` gave for h."""
@@ -177,13 +185,16 @@ class MDLayer(nn.Module, ABC):
         return ", ".join(shown)
 
 
-def product(a: Tensor, h: tuple[Tensor, ...], weight_hh: Tensor) -> Tensor:
-    """A + sum_d R_d h_d for all rows, of one direction or of several.
+def product(x: Tensor, h: tuple[Tensor, ...], weight: Tensor) -> Tensor:
+    """W x + b + sum_d R_d h_d for all rows, of one direction or of several.
 
     Args:
-        a: [(directions), rows, features].
+        x: [(directions), rows, features of the weight] with what W x + b is, or the input as the rest of the weight
+            takes it: [(directions), rows, I], or I + 1 with a 1 at the end.
         h: [(directions), rows, H] each.
-        weight_hh: [(directions), N * H, features].
+        weight: [(directions), N * H, features], or with rows for the input behind these.
     """
+    if weight.shape[-2] > len(h) * h[0].shape[-1]:
+        return torch.cat([*h, x], -1) @ weight
     together = h[0] if len(h) == 1 else torch.cat(h, -1)
-    return torch.addmm(a, together, weight_hh) if a.dim() == 2 else torch.baddbmm(a, together, weight_hh)
+    return torch.addmm(x, together, weight) if x.dim() == 2 else torch.baddbmm(x, together, weight)

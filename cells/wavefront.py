@@ -14,7 +14,7 @@ from .lengths import align
 from .recurrence import unroll
 from .sizes import check_sizes, mask_grid, valid_positions
 
-__all__ = ["wavefront"]
+__all__ = ["wavefront", "wavefront_outputs"]
 
 State = TypeVar("State")
 Input = TypeVar("Input")
@@ -63,7 +63,7 @@ def wavefront(
         flips: for several runs in different directions at once, the dimensions that each goes backwards along, from
             each image's own far end. Then `state` is [directions, batch, ...], what the step sees [directions, rows,
             ...] (or [directions, n_apart, rows, ...]), and `inputs`, `sides` and results have the directions behind
-            the batch.
+            the batch; an axis of 1 direction of an input stands for all of them.
 
     Returns:
         The outputs [n_1, ..., n_N, batch, ...], in the structure that `step` returns, and the state that leaves at
@@ -73,6 +73,63 @@ def wavefront(
     Raises:
         CellError: if the shapes of `inputs`, `grid`, `sides` and `sizes` do not agree.
     """
+    return _run(step, state, inputs, grid, along=along, apart=apart, sizes=sizes, sides=sides, flips=flips, blank=False)
+
+
+def wavefront_outputs(
+    step: Callable[[tuple[State, ...], Input], tuple[State, Output]],
+    state: State,
+    inputs: Input,
+    grid: Sequence[int],
+    *,
+    along: int = -1,
+    apart: int | None = None,
+    sizes: Tensor | None = None,
+    sides: Sequence[Any] | None = None,
+    flips: Sequence[Collection[int]] | None = None,
+) -> Output:
+    """The outputs of a `wavefront` that starts from nothing, which is less work in an exported file.
+
+    The condition: `state` is zeros, no side is given for `along`, and a step whose states and inputs are zeros gives
+    states of zeros. A slot without a position then needs no holding: its inputs are zeros, so that it stays at zeros
+    before its first position, and what it makes after its last one reaches no position.
+
+    Args:
+        step: as of `wavefront`.
+        state: as of `wavefront`, zeros.
+        inputs: as of `wavefront`.
+        grid: as of `wavefront`.
+        along: as of `wavefront`.
+        apart: as of `wavefront`.
+        sizes: as of `wavefront`.
+        sides: as of `wavefront`.
+        flips: as of `wavefront`.
+
+    Returns:
+        The outputs, as of `wavefront`.
+
+    Raises:
+        CellError: as of `wavefront`.
+    """
+    return _run(step, state, inputs, grid, along=along, apart=apart, sizes=sizes, sides=sides, flips=flips, blank=True)[
+        0
+    ]
+
+
+def _run(
+    step: Callable[[tuple[State, ...], Any], tuple[State, Output]],
+    state: State,
+    inputs: Any,
+    grid: Sequence[int],
+    *,
+    along: int,
+    apart: int | None,
+    sizes: Tensor | None,
+    sides: Sequence[Any] | None,
+    flips: Sequence[Collection[int]] | None,
+    blank: bool,
+) -> tuple[Output, State]:
+    """Both of the above; with `blank` a file's last state is of no use."""
     leaves, structure = pytree.tree_flatten(inputs)
     border, state_structure = pytree.tree_flatten(state)
     leading = 0 if flips is None else 1
@@ -88,7 +145,8 @@ def wavefront(
         # Dropping what comes out is not enough: the gradient of a NaN input would still be NaN * 0 inside the step.
         leaves = [mask_grid(leaf, valid) for leaf in leaves]
     diagonals = Diagonals(grid, along, apart, batch, sizes, flips, border[0].device)
-    sides_of = [{i: diagonals.enter_side(side, d) for i, side in of.items()} for d, of in enumerate(entering)]
+    blank = blank and torch.compiler.is_exporting()
+    sides_of = [{i: diagonals.enter_side(side, d, blank) for i, side in of.items()} for d, of in enumerate(entering)]
     initial = [
         sides_of[along][i] if i in sides_of[along] else diagonals.enter_same(leaf, along)
         for i, leaf in enumerate(border)
@@ -97,18 +155,23 @@ def wavefront(
     predecessors = [_Predecessors(diagonals, d, border, entering[d]) for d in range(len(grid))]
 
     def diagonal(old: list[Tensor], scanned: Any) -> tuple[list[Tensor], Output]:
-        holds, input, near = scanned
+        input, near, *holds = scanned
         shifted = [each(old, near[d]) for d, each in enumerate(predecessors)]
         before = tuple([pytree.tree_unflatten(each, state_structure) for each in shifted])
         new, output = step(before, pytree.tree_unflatten(input, structure))
         new_leaves = _check_state(new, old, state_structure)
-        # Before its first position a slot keeps what enters there, after its last one what leaves there.
-        return [torch.where(align(holds, now), now, then) for now, then in zip(new_leaves, old, strict=True)], output
+        for each in holds:
+            # Before its first position a slot keeps what enters there, after its last one what leaves there.
+            new_leaves = [torch.where(align(each, now), now, then) for now, then in zip(new_leaves, old, strict=True)]
+        return new_leaves, output
 
-    holds = diagonals.valid()
-    for _ in range(min(leaf.dim() for leaf in initial) + 1 - holds.dim()):
-        holds = holds.unsqueeze(-1)
-    outputs, last = unroll(diagonal, initial, (holds, [diagonals.enter(leaf) for leaf in leaves], near))
+    scanned = [[diagonals.enter(leaf, blank) for leaf in leaves], near]
+    if not blank:
+        holds = diagonals.valid()
+        for _ in range(min(leaf.dim() for leaf in initial) + 1 - holds.dim()):
+            holds = holds.unsqueeze(-1)
+        scanned.append(holds)
+    outputs, last = unroll(diagonal, initial, scanned)
     outputs = pytree.tree_map(diagonals.leave, outputs)
     final = [diagonals.leave_far(leaf) for leaf in last]
     if valid is not None:
@@ -156,6 +219,10 @@ class _Predecessors:
             return both[(slice(None),) * self.axis + (slice(None, -1),)]
         if not torch.compiler.is_exporting():
             return self._shift_views(leaf, near[i] if end is None else end, of_side=end is None)
+        if self.place == 0 and (end is None or len(self.rows) == 2):
+            # The rows are shifted by those of the near side; cut off afterwards for the reason above.
+            both = torch.cat([near[i] if end is None else end, leaf], self.axis)
+            return both.narrow(self.axis, 0, leaf.shape[self.axis])
         both = torch.cat([leaf, near[i] if end is None else end], self.axis)
         return both.index_select(self.axis, self.of_side if end is None else self.of_border)
 
@@ -232,12 +299,14 @@ def _check_grid(
         raise CellError(f"the state holds {_shapes(border)}; accepted are tensors [{', '.join(reversed(tail))}, ...]")
     ends = [border[0].shape[0]] if flips is None else [border[0].shape[1], len(flips)]
     wanted = [*grid, *ends]
+    shared = [*wanted[:-1], 1]
     for leaf in leaves:
         if not isinstance(leaf, Tensor) or leaf.dim() < len(wanted):
             raise CellError(
                 f"inputs hold {_shapes([leaf])}; accepted are tensors [n_1 to n_{count}, {', '.join(tail)}, ...]"
             )
-        if not torch.compiler.is_exporting() and list(leaf.shape[: len(wanted)]) != wanted:
+        accepted = (wanted,) if flips is None else (wanted, shared)
+        if not torch.compiler.is_exporting() and list(leaf.shape[: len(wanted)]) not in accepted:
             raise CellError(
                 f"an input of the wavefront has shape {list(leaf.shape)}; accepted is {wanted} first, the grid and "
                 + " and ".join(tail)

@@ -89,15 +89,15 @@ def quiet(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("shape", [(2, 0, 5), (0, 4, 5)], ids=str)
-def test_images_without_rows_and_no_images_give_an_empty_output(standard: Path, shape: Any) -> None:
+@pytest.mark.parametrize("shape", [(2, 0, 5), (2, 4, 0), (0, 4, 5)], ids=str)
+def test_images_without_rows_or_columns_and_no_images_give_an_empty_output(standard: Path, shape: Any) -> None:
     feeds = {"input": np.zeros((*shape, I), np.float32), "sizes": np.zeros((shape[0], 2), np.int64)}
     assert quiet(standard).run(None, feeds)[0].shape == (*shape, 4 * H)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 0), (1, 0, 0)], ids=str)
-def test_images_without_columns_are_an_error_of_the_runtime(standard: Path, shape: Any) -> None:
-    feeds = {"input": np.zeros((*shape, I), np.float32), "sizes": np.zeros((shape[0], 2), np.int64)}
+def test_images_without_rows_and_columns_are_an_error_of_the_runtime(standard: Path) -> None:
+    """They would have fewer than no diagonals."""
+    feeds = {"input": np.zeros((1, 0, 0, I), np.float32), "sizes": np.zeros((1, 2), np.int64)}
     with pytest.raises(Exception, match="Status Message"):
         quiet(standard).run(None, feeds)
 
@@ -108,10 +108,10 @@ def test_the_written_file_verifies_again_with_drawn_sizes(standard: Path) -> Non
 
 
 def test_all_directions_are_one_scan_of_few_nodes(standard: Path) -> None:
-    """Every node of the body costs its overhead once an anti-diagonal: 20 compute four directions."""
+    """Every node of the body costs its overhead once an anti-diagonal: 18 compute four directions."""
     scans = [node for node in ir.load(standard).graph if node.op_type == "Scan"]
     assert len(scans) == 1
-    assert len(scans[0].attributes["body"].as_graph()) == 20
+    assert len(scans[0].attributes["body"].as_graph()) == 18
 
 
 def test_sizes_that_the_example_never_had_do_not_reach_the_module(tmp_path: Path) -> None:

@@ -66,3 +66,26 @@ def test_a_node_leaves_two_loops_at_once() -> None:
     HoistInvariants()(model)
     assert operators(model.graph) == ["Neg", "Add", "Sqrt", "Scan"]
     same(text, model, s=floats(3, 2), x=floats(4, 3, 2), w=abs(floats(2)))
+
+
+def test_sizes_of_what_the_body_reads_are_taken_from_what_the_loop_reads() -> None:
+    text = TEXT.replace(
+        "root = Sqrt(w)",
+        """rows = Shape <start = 0, end = 1> (h)
+            columns = Shape <start = 1, end = 2> (u)
+            size = Concat <axis = 0> (rows, columns)
+            wide = Expand(w, size)
+            root = Sqrt(wide)""",
+    )
+    model = parse(text)
+    HoistInvariants()(model)
+    assert operators(model.graph) == ["Shape", "Shape", "Concat", "Expand", "Sqrt", "Add", "Scan"]
+    same(text, model, s=floats(3, 2), x=floats(4, 3, 2), w=abs(floats(2)))
+
+
+def test_the_whole_shape_of_what_the_body_reads_stays() -> None:
+    text = TEXT.replace("root = Sqrt(w)", "size = Shape(u)\n            wide = Expand(w, size)\n root = Sqrt(wide)")
+    model = parse(text)
+    HoistInvariants()(model)
+    assert operators(model.graph) == ["Scan"]
+    same(text, model, s=floats(3, 2), x=floats(4, 3, 2), w=abs(floats(2)))
