@@ -74,6 +74,13 @@ class MessageReader:
         else:
             self._data = data
 
+    def whole(self, data: bytes) -> bytes | None:
+        """Return the message that some bytes are, if they are just one and not compressed; else leave them alone."""
+        size = len(data) - _PREFIX
+        if 0 <= size <= self._limit and not data[0] and int.from_bytes(data[1:_PREFIX], "big") == size:
+            return data[_PREFIX:]
+        return None
+
     def next(self) -> bytes | None:
         """Return the next message, or None if more has to be received first.
 
