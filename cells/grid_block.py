@@ -1,6 +1,6 @@
 """One position of a Grid LSTM: N transforms of a shared context, in one product or, with priorities, in two."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,12 +127,20 @@ class GridProducts:
             h [..., layers, batch, N * d].
         bias: [..., rows] or None.
         stages: the stages to prepare, if not those of the form.
+        factor: whether the bias is a column of the weight, for a factor of its own (see `parts`).
     """
 
     def __init__(
-        self, form: GridForm, weight: Tensor, bias: Tensor | None, stages: tuple[Stage, ...] | None = None
+        self,
+        form: GridForm,
+        weight: Tensor,
+        bias: Tensor | None,
+        stages: tuple[Stage, ...] | None = None,
+        factor: bool = False,
     ) -> None:
         self.form = form
+        if factor and bias is not None:
+            weight, bias = torch.cat([weight, bias.unsqueeze(-1)], -1), None
         rows = [form.rows_of_stage(stage) for stage in stages or form.stages]
         self.weights = [_rows(weight, each, -2) for each in rows]
         self.biases = [None if bias is None else _rows(bias, each, -1) for each in rows]
@@ -149,20 +157,42 @@ class GridProducts:
         form = self.form
         if len(form.stages) == 1 and not form.stages[0].plain:
             return form.transform(self.product(h, 0), m, form.stages[0])
-        seen_h = self._split(h)
-        seen_m = dict(zip(form.memory, self._split(m), strict=True)) if form.memory else {}
+        new_h, new_m = self.parts(self._split(h), self._split(m) if form.memory else (), h)
+        return _joined(new_h), _joined(new_m) if form.memory else m
+
+    def parts(
+        self,
+        h: Sequence[Tensor],
+        m: Sequence[Tensor],
+        together: Tensor | None = None,
+        factor: Sequence[Tensor] = (),
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The block with a tensor [..., d] for each dimension, h of all N and m of those with a memory.
+
+        Args:
+            h: before.
+            m: before.
+            together: all of h side by side, where they are at hand.
+            factor: what the bias is multiplied by, [..., 1], if it is a column of the weight; 0 for positions where
+                zeros are to stay zeros.
+
+        Returns:
+            h and m, after.
+        """
+        form = self.form
+        seen_m = dict(zip(form.memory, m, strict=True))
         new_h: dict[int, Tensor] = {}
         new_m: dict[int, Tensor] = {}
         for number, stage in enumerate(form.stages):
             # What the first stage made takes the place of what came in; a stage does not see its own.
-            context = _joined([new_h.get(i, seen) for i, seen in enumerate(seen_h)]) if number else h
-            part = _joined([seen_m[i] for i in stage.memory]) if stage.memory else m
-            made_h, made_m = form.transform(self.product(context, number), part, stage)
+            context = [new_h.get(i, seen) for i, seen in enumerate(h)]
+            seen = together if together is not None and not number else _joined([*context, *factor])
+            part = _joined([seen_m[i] for i in stage.memory]) if stage.memory else seen
+            made_h, made_m = form.transform(self.product(seen, number), part, stage)
             new_h |= zip(stage.dimensions, self._split(made_h), strict=True)
             if stage.memory:
                 new_m |= zip(stage.memory, self._split(made_m), strict=True)
-        after = _joined([new_h[i] for i in range(form.dimensions)])
-        return after, _joined([new_m[i] for i in form.memory]) if form.memory else m
+        return [new_h[i] for i in range(form.dimensions)], [new_m[i] for i in form.memory]
 
     def _split(self, values: Tensor) -> tuple[Tensor, ...]:
         """The parts of single dimensions."""

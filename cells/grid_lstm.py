@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import CellError, check_flag, check_input, check_size
+from .grid_blank import keeps_zeros, run_blank
 from .grid_block import ACTIVATIONS, GATED, OUTPUT_FORMS, Activation, GridForm, GridProducts, OutputForm
 from .grid_checks import check_choice, check_dimensions, check_grid_state, grid_sizes
 from .grid_layers import is_layerable, run_layers
@@ -267,6 +268,25 @@ class GridLSTM(nn.Module):
         its predecessor there has for it.
         """
         h, d, count = entering[0], self.hidden_size, self.dimensions
+        if sizes is not None:
+            sizes = torch.cat([sizes, torch.full_like(sizes[:, :1], self.num_layers)], 1)
+        apart = None if self.tied else count - 1
+        shape = [*grid, self.num_layers]
+        nothing = all(pair is None for pair in given) and self.outside is None and keeps_zeros(self.form)
+        if nothing and torch.compiler.is_exporting():
+            output, state = run_blank(
+                self.form,
+                self.weight,
+                self.bias,
+                entering,
+                shape,
+                self._read,
+                apart=apart,
+                sizes=sizes,
+                flips=self.directions,
+            )
+            output = output.select(count - 1, -1)
+            return (output, GridState(*state)) if self.directions is None else (output.flatten(-2), None)
         split = [count * d, len(self.form.memory) * d]
         owner = torch.tensor([*range(count), *self.form.memory], device=h.device).repeat_interleave(d)
         owns = [owner == i for i in range(count)]
@@ -281,10 +301,6 @@ class GridLSTM(nn.Module):
 
         outside = self._outside(h)
         sides = [None if pair is None else self._placed(i, *pair) for i, pair in enumerate([*given, entering])]
-        if sizes is not None:
-            sizes = torch.cat([sizes, torch.full_like(sizes[:, :1], self.num_layers)], 1)
-        apart = None if self.tied else count - 1
-        shape = [*grid, self.num_layers]
         output, final = wavefront(
             step, outside, (), shape, along=0, apart=apart, sizes=sizes, sides=sides, flips=self.directions
         )

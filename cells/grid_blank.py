@@ -1,0 +1,94 @@
+"""A Grid LSTM as a wavefront for a file, where nothing but the data enters it: h and m of each dimension by themselves.
+
+A state that holds h and m of all dimensions side by side, as training has it, is shifted as a whole for every dimension
+and selected from. Here each dimension shifts its own alone, nothing is held for slots without a position, and the bias
+is one more row of the product, whose factor is 1 at positions and 0 elsewhere.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .grid_block import GridForm, GridProducts
+from .sizes import far_side
+from .wavefront import wavefront_outputs
+
+__all__ = ["keeps_zeros", "run_blank"]
+
+
+def keeps_zeros(form: GridForm) -> bool:
+    """Whether a block without bias makes zeros of zeros: sigmoid(0) of a dimension without memory is not 0."""
+    return form.activation != "sigmoid" or len(form.memory) == form.dimensions
+
+
+def run_blank(
+    form: GridForm,
+    weight: Tensor,
+    bias: Tensor | None,
+    entering: tuple[Tensor, Tensor | None],
+    shape: Sequence[int],
+    read: Callable[[Tensor, Tensor], Tensor],
+    *,
+    apart: int | None,
+    sizes: Tensor | None,
+    flips: Sequence[Collection[int]] | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+    """Run a grid that `keeps_zeros`, with zeros at all sides but that of depth.
+
+    Args:
+        form: of its blocks.
+        weight: as of `GridLSTM`.
+        bias: as of `GridLSTM`.
+        entering: h and m of depth, [n_1, ..., n_(N-1), batch, (directions), d]; m may be None.
+        shape: n_1 to n_N.
+        read: what is read of h of depth and of m of all dimensions.
+        apart: depth, if its positions have weights of their own.
+        sizes: int64 [batch, N] without negatives, or None.
+        flips: the dimensions that each direction goes backwards along, or None for one direction.
+
+    Returns:
+        What is read at each position, [n_1, ..., n_N, batch, (directions), ...], and h and m that leave along the first
+        dimension, [n_2, ..., n_N, batch, (directions), d]; m is None where it has none.
+    """
+    d, depth = form.hidden_size, form.dimensions - 1
+    h = entering[0]
+    runs = [] if flips is None else [len(flips)]
+    batch = h.shape[depth]
+    # Each is a tensor of its own: the tracer of torch's scan refuses one that is there twice.
+    outside = tuple([tuple([h.new_zeros(*runs, batch, d) for _ in range(n)]) for n in _counts(form)])
+    side = (
+        tuple([h if i == depth else None for i in range(form.dimensions)]),
+        tuple([entering[1] if i == depth else None for i in form.memory]),
+    )
+    ones = [h.new_ones(()).expand(*shape, batch, *([] if flips is None else [1]), 1)] if bias is not None else []
+    block = GridProducts(form, weight, bias, factor=True)
+    first = form.memory[:1] == (0,)
+
+    def step(before: tuple[Any, ...], factor: list[Tensor]) -> tuple[Any, dict[str, Tensor]]:
+        seen_h = [each[0][i] for i, each in enumerate(before)]
+        seen_m = [before[i][1][k] for k, i in enumerate(form.memory)]
+        h, m = block.parts(seen_h, seen_m, factor=factor)
+        given = {"read": read(h[depth], m[-1] if m else h[depth]), "h": h[0]}
+        return (tuple(h), tuple(m)), {**given, "m": m[0]} if first else given
+
+    found = wavefront_outputs(
+        step, outside, ones, shape, along=0, apart=apart, sizes=sizes, sides=[*[None] * depth, side], flips=flips
+    )
+    return found["read"], (_leaving(found["h"], sizes), _leaving(found["m"], sizes) if first else None)
+
+
+def _counts(form: GridForm) -> tuple[int, int]:
+    return form.dimensions, len(form.memory)
+
+
+def _leaving(values: Tensor, sizes: Tensor | None) -> Tensor:
+    """What leaves along the first dimension: zeros where there is nothing, for which it gets a position more in front.
+
+    Where nothing reads the result, the file has no trace of it.
+    """
+    padded = torch.cat([values.new_zeros((1, *values.shape[1:])), values])
+    if sizes is not None:
+        sizes = torch.cat([sizes[:, :1] + 1, sizes[:, 1:]], 1)
+    return far_side(padded, 0, sizes)
