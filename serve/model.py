@@ -17,6 +17,7 @@ from .contract import Contract
 from .costs import CostModel
 from .external_data import check_external_data
 from .slots import Slots
+from .statistics import Counters
 from .status import log_id
 from .trial import try_out
 
@@ -68,6 +69,7 @@ class Model:
         arena: the states that requests and sequences have between their runs.
         slots: which places of the arena are taken.
         costs: what a run takes.
+        statistics: what it has done for requests.
 
     Raises:
         ModelLoadError: the manifest does not fit the graph.
@@ -84,6 +86,7 @@ class Model:
         self.arena = Arena(self.contract.states)
         self.slots = Slots()
         self.costs = CostModel()
+        self.statistics = Counters()
         self._session = session
         self._strings = frozenset(each.name for each in manifest.inputs if each.dtype == "string")
         _check(session, manifest, f"model {name!r} version {version}")
@@ -112,7 +115,6 @@ class Model:
         options.intra_op_num_threads = 1 if settings.threads is None else settings.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.enable_mem_pattern = settings.patterns
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spin)))
         if not path.is_file():
             raise ModelLoadError(f"{path} is not a file; accepted: an ONNX file")
