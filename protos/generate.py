@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("model_config", "inference", "onnx_tensors", "sequences")
+SOURCES = ("model_config", "inference", "onnx_tensors", "sequences", "statistics")
 
 
 def _edit(text: str) -> str:

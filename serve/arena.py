@@ -87,6 +87,13 @@ class Arena:
         found = self.gather([slot])
         return {name: np.moveaxis(array, self._axes[name], 0).copy() for name, array in found.items()}
 
+    def bytes_of(self, slots: int) -> int:
+        """Return the bytes of the states in so many slots: those in use, where states have no fixed size."""
+        if self.uniform:
+            return slots * self.row_bytes
+        with self._lock:
+            return sum(array.nbytes for states in self._apart.values() for array in states.values())
+
     def forget(self, slot: int) -> None:
         """Let go of what a slot holds, if that takes memory of its own."""
         if not self.uniform:

@@ -13,7 +13,7 @@ from .engine import Engine
 from .exchange import STATES_METADATA
 from .model import Model
 
-EXTENSIONS = ("sequence", "schedule_policy", "model_configuration", "model_repository")
+EXTENSIONS = ("sequence", "schedule_policy", "model_configuration", "model_repository", "statistics")
 _PLATFORM = "onnxruntime_onnx"
 _LARGEST_INT32 = 2**31 - 1
 

@@ -39,6 +39,7 @@ from .repository import ModelFile, ModelStatus, Repository
 from .requests import Control, Reply, Request, SequenceId
 from .scheduler import BatchSettings, Scheduler
 from .sequences import Answer, Lane, SequenceSettings, SequenceTable, check_recurrent
+from .statistics import ModelStatistics
 from .ticks import run_tick
 from .versions import RepositorySettings, VersionPolicy
 from .warming import warm
@@ -192,6 +193,31 @@ class Engine:
     def index(self) -> list[ModelStatus]:
         """Return what is known of each version of each model: those that serve, and why others do not."""
         return self.repository.index() if self._loader is None else self._loader.index()
+
+    def statistics(self, model: str = "", version: str = "") -> list[ModelStatistics]:
+        """Return what models have done since they were loaded.
+
+        Args:
+            model: a model's name; empty for all that are served.
+            version: its version; empty for all that are served.
+
+        Raises:
+            ServingError: there is none of that name and version, or none that serves.
+        """
+        models = [each for each in self.repository if model in ("", each.name)]
+        if model and (version or not models):
+            models = [self.repository.get(model, version)]
+        with self._changed:
+            sequences = self._sequences.count()
+        return [
+            each.statistics.read(
+                each.name,
+                each.version,
+                sequences=sequences[each],
+                state_bytes=each.arena.bytes_of(each.slots.used),
+            )
+            for each in models
+        ]
 
     def policy(self, name: str) -> VersionPolicy:
         """Return which versions of a model are served."""
@@ -444,16 +470,18 @@ class Engine:
         """
         completions: list[Completion] = []
         refused = []
-        now = self.clock()
+        now, arrived = self.clock(), time.perf_counter()
         with self._changed:
             idle = not self._scheduler.running and not self._scheduler.waiting
             self._sequences.evict_idle(now)
             for job in jobs:
                 if job.phase != "new":  # cancelled meanwhile
                     continue
+                job.arrived = arrived
                 try:
                     completions += self._admit(job, now)
                 except ServingError as error:
+                    job.model.statistics.settle(job, failed=True)
                     job.finish()
                     refused.append((job, error))
             inline = here is not None and idle and self._scheduler.waiting > 0
@@ -650,6 +678,7 @@ class Engine:
 
     def _run(self, tick: Tick) -> None:
         failures = run_tick(tick)
+        tick.model.statistics.record(tick)
         with self._changed:
             completions = self._scheduler.complete(tick, failures, self.clock())
             if self._closed:  # chunks and steps that waited behind the one that ran
@@ -715,6 +744,8 @@ def _deliver(completions: Iterable[Completion]) -> None:
                 assert isinstance(each.outcome, Reply)
                 each.job.partial(each.outcome)
             else:
+                if each.job.arrived:
+                    each.job.model.statistics.settle(each.job, failed=isinstance(each.outcome, Exception))
                 each.job.done(each.outcome)
         except Exception:
             _log.exception("delivering an answer failed")

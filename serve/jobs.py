@@ -67,6 +67,8 @@ class Job:
         dropped: why it is dropped as soon as its chunk has run.
         last: the chunk that runs is its last.
         phase: where it is.
+        arrived: when it was accepted, by `time.perf_counter`; 0 before, and once it has been counted.
+        spent: seconds that its runs so far have taken: gathering, running the graph, giving out; None if it had none.
     """
 
     model: Model
@@ -94,6 +96,8 @@ class Job:
     dropped: Exception | None = None
     last: bool = False
     phase: Literal["new", "waiting", "running", "done"] = "new"
+    arrived: float = 0.0
+    spent: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         bound = self.bound
@@ -175,21 +179,46 @@ class Part:
         return self.job.bound.rows
 
 
+@dataclass(eq=False, slots=True)
+class Run:
+    """A run that went well.
+
+    Attributes:
+        parts: what was run of each job.
+        steps: size of the time axis.
+        rows: how many rows.
+        started: when it began, by `time.perf_counter`.
+        fed: when its tensors were gathered.
+        ran: when the graph had run.
+        ended: when each job had its own.
+    """
+
+    parts: Sequence[Part]
+    steps: int
+    rows: int
+    started: float
+    fed: float
+    ran: float
+    ended: float
+
+
 @dataclass(kw_only=True, eq=False, slots=True)
 class Tick:
-    """One run.
+    """One run that is to be.
 
     Attributes:
         model: what is run.
         parts: what is run of each job.
         steps: size of the time axis.
         rows: how many rows.
+        runs: what became of it: one run, or if that failed, those of its parts that went well alone.
     """
 
     model: Model
     parts: Sequence[Part]
     steps: int
     rows: int
+    runs: list[Run] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)

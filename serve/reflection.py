@@ -6,7 +6,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from cellport.protos import inference_pb2, model_config_pb2, sequences_pb2
+from cellport.protos import inference_pb2, model_config_pb2, sequences_pb2, statistics_pb2
 
 from .calls import CallContext
 
@@ -14,7 +14,7 @@ SERVICE: str = reflection.SERVICE_NAME
 METHOD = f"/{SERVICE}/ServerReflectionInfo"
 REQUEST = reflection_pb2.ServerReflectionRequest
 
-_DESCRIBED = (model_config_pb2, inference_pb2, sequences_pb2, health_pb2, reflection_pb2)
+_DESCRIBED = (model_config_pb2, inference_pb2, sequences_pb2, statistics_pb2, health_pb2, reflection_pb2)
 
 
 class ReflectionCalls:

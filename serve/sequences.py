@@ -4,7 +4,7 @@ A pure table: it has no clock and no lock, and `now` is an argument. The schedul
 """
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -135,6 +135,10 @@ class SequenceTable:
 
     def __repr__(self) -> str:
         return f"<SequenceTable {list(self._lanes.values())}>"
+
+    def count(self) -> Counter[Model]:
+        """Return how many sequences run on each model."""
+        return Counter(lane.model for lane in self._lanes.values() if lane.running)
 
     def get(self, model: Model, sequence_id: SequenceId) -> Lane:
         """Return the lane of an id.

@@ -15,7 +15,7 @@ from cellport.manifest import BATCH, TIME, Axes, InputSpec
 from .codec import Array
 from .contract import Bound, Contract, batch_first, padding
 from .generation import advance
-from .jobs import Part, Tick
+from .jobs import Part, Run, Tick
 from .model import Model
 from .slots import INITIAL
 from .uniting import divided, united_feeds
@@ -29,7 +29,7 @@ def run_tick(tick: Tick) -> list[Exception | None]:
     If the run fails, its parts are run one by one, so that only those that fail alone are refused.
     """
     try:
-        _run(tick.model, tick.parts, tick.steps, tick.rows)
+        tick.runs.append(_run(tick.model, tick.parts, tick.steps, tick.rows))
         return [None] * len(tick.parts)
     except Exception as error:
         if len(tick.parts) == 1:
@@ -37,7 +37,7 @@ def run_tick(tick: Tick) -> list[Exception | None]:
     failures: list[Exception | None] = []
     for part in tick.parts:
         try:
-            _run(tick.model, [part], part.steps, part.count)
+            tick.runs.append(_run(tick.model, [part], part.steps, part.count))
             failures.append(None)
         except Exception as error:
             failures.append(_refusal(tick.model, error))
@@ -83,14 +83,16 @@ def _group_key(model: Model, bound: Bound, *, cut: bool, stateful: bool) -> Hash
     return (given, sizes, tuple(static), None if cut or contract.pads else bound.time)
 
 
-def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> None:
+def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> Run:
     contract = model.contract
     started = time.perf_counter()
     together = bool(contract.unites) and len(parts) > 1
     bounds = [_bound(part) for part in parts]
     feeds = united_feeds(contract, bounds) if together else _feeds(model, parts, steps)
     fetches = _fetches(contract, parts)
+    fed = time.perf_counter()
     results = model.run(feeds, fetches)
+    ran = time.perf_counter()
     _keep(model, parts, results, rows)
     if together:
         for part, outputs in zip(parts, divided(contract, bounds, results), strict=True):
@@ -102,8 +104,10 @@ def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> None:
             _give(contract, part, results, start, stop)
             start = stop
     _generate([part for part in parts if part.final and part.job.generation is not None])
+    ended = time.perf_counter()
     if fetches:
-        model.costs.observe(rows, steps, time.perf_counter() - started)
+        model.costs.observe(rows, steps, ended - started)
+    return Run(parts, steps, rows, started, fed, ran, ended)
 
 
 def _feeds(model: Model, parts: Sequence[Part], steps: int) -> dict[str, Array]:

@@ -17,7 +17,7 @@ def test_regenerating_the_modules_changes_nothing(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     written = module.generate(tmp_path)
-    assert len(written) == 8
+    assert len(written) == 10
     for path in written:
         assert path.read_text() == (FOLDER / path.name).read_text()
 

@@ -66,6 +66,7 @@ def test_watch_tells_when_the_server_begins_to_shut_down(folder: Path) -> None:
 def test_reflection_describes_every_service_with_its_messages(channel: Any) -> None:
     database = ProtoReflectionDescriptorDatabase(channel)
     assert set(database.get_services()) == {
+        "cellport.RunStatistics",
         "cellport.SequenceStates",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",

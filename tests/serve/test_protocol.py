@@ -157,9 +157,6 @@ def test_asynchronous_calls_of_the_synchronous_client_are_answered(triton: Trito
 
 
 def test_calls_that_are_not_served_answer_unimplemented(triton: Triton) -> None:
-    with pytest.raises(InferenceServerException, match="'ModelStatistics' is not served") as refusal:
-        triton.get_inference_statistics()
-    assert refusal.value.status() == "StatusCode.UNIMPLEMENTED"
     with pytest.raises(InferenceServerException) as refusal:
         triton.get_system_shared_memory_status()
     assert refusal.value.status() == "StatusCode.UNIMPLEMENTED"
