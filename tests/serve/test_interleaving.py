@@ -3,6 +3,7 @@
 import random
 import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ def test_random_interleavings_equal_a_serial_run(
     Meanwhile the model is loaded again and again, from other files, of the same version and of newer ones.
     """
     choose = random.Random(seed)
-    now = [0.0]
+    ahead = [0.0]
     settings = EngineSettings(
         batch=BatchSettings(run_seconds=1e-5, queue=500),
         sequences=SequenceSettings(maximum=names // 2, idle_seconds=50.0, lifetime_seconds=400.0),
@@ -224,7 +225,7 @@ def test_random_interleavings_equal_a_serial_run(
     log: list[Event | Unloading] = []
     left = threading.Semaphore(0)
     loads = Loads(tmp_path, kinds, choose)
-    with Engine(tmp_path, settings, clock=lambda: now[0]) as engine:
+    with Engine(tmp_path, settings, clock=lambda: time.monotonic() + ahead[0]) as engine:
         loads.note(engine)
         for number in range(events):
             if choose.random() < reloads:
@@ -237,7 +238,7 @@ def test_random_interleavings_equal_a_serial_run(
             event = drawn_event(choose, names, number)
             log.append(event)
             if choose.random() < 0.02:
-                now[0] += choose.choice([1.0, 5.0, 20.0])
+                ahead[0] += choose.choice([1.0, 5.0, 20.0])
             submit(engine, event, loads, left, choose)
             if number % 200 == 199:  # so that not everything waits at once
                 assert all(left.acquire(timeout=60) for _ in range(200))
