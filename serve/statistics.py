@@ -7,6 +7,7 @@ figures at one moment. The first of them are those of Triton's statistics extens
 import math
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,10 +113,10 @@ class ModelStatistics:
 class _Batch:
     """The runs of one size: how many, and seconds of their three parts."""
 
-    __slots__ = ("count", "infer", "input", "output")
+    __slots__ = ("infer", "input", "output", "runs")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.runs = 0
         self.input = self.infer = self.output = 0.0
 
 
@@ -125,12 +126,31 @@ class Counters:
     Seconds are those of `time.perf_counter`, of which a run and a turn of the event loop take note anyway.
     """
 
+    __slots__ = (
+        "_batches",
+        "_chunks",
+        "_ended",
+        "_failed",
+        "_infer",
+        "_inferences",
+        "_input",
+        "_lanes",
+        "_last",
+        "_lock",
+        "_lost",
+        "_output",
+        "_queue",
+        "_ran",
+        "_steps",
+        "_unrun",
+        "_wanted",
+    )
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ended = 0.0
         self._last: tuple[float, int] = (0.0, 0)
-        self._inferences = self._executions = 0
-        self._answered = self._ran = self._failed = 0
+        self._inferences = self._ran = self._unrun = self._failed = 0
         self._queue = self._input = self._infer = self._output = self._lost = 0.0
         self._batches: dict[int, _Batch] = {}
         self._lanes = self._steps = self._wanted = 0
@@ -138,58 +158,59 @@ class Counters:
 
     def record(self, tick: "Tick") -> None:
         """Count what went well of a tick, before its jobs are completed."""
+        joins = bool(tick.model.contract.joins)
         with self._lock:
             for run in tick.runs:
-                self._record(run)
+                self._record(run, joins)
 
-    def _record(self, run: "Run") -> None:
-        ended = run.ended
-        took_input, took_infer, took_output = run.fed - run.started, run.ran - run.fed, ended - run.ran
-        rows, steps = run.rows, run.steps
-        self._ended = max(self._ended, ended)
-        self._executions += 1
+    def _record(self, run: "Run", joins: bool) -> None:
+        parts, steps, rows, started, fed, ran, ended = run
+        took_input, took_infer, took_output = fed - started, ran - fed, ended - ran
+        if ended > self._ended:
+            self._ended = ended
         self._lanes += rows
+        self._steps += rows * steps * _largest(parts) if joins else rows * steps
         self._chunks[(steps - 1).bit_length()] += 1
         size = rows if rows <= _EXACT else 1 << (rows - 1).bit_length()
         batch = self._batches.get(size)
         if batch is None:
             batch = self._batches[size] = _Batch()
-        batch.count += 1
+        batch.runs += 1
         batch.input += took_input
         batch.infer += took_infer
         batch.output += took_output
-        joins = run.parts[0].job.model.contract.joins
-        extents = [part.job.extent for part in run.parts] if joins else None
-        done = wanted = 0
-        for part in run.parts:
+        done = inferences = wanted = 0
+        waited = 0.0
+        for part in parts:
             job = part.job
             bound = job.bound
             assert bound is not None
-            asked = (bound.rows if part.rows is None else len(part.rows)) * part.steps
-            if bound.lengths is not None:
-                asked = _valid(part)
-            wanted += asked * math.prod(job.extent) if joins else asked
-            spent = job.spent
-            if not part.final or (job.generation is not None and job.generation.finish is None):
-                before = spent or (0.0, 0.0, 0.0)
+            if joins or bound.lengths is not None or part.rows is not None:
+                wanted += _asked(part)
+            else:
+                wanted += bound.rows * part.steps
+            if part.final and (job.generation is None or job.generation.finish is not None):
+                done += 1
+                inferences += bound.rows
+                waited += started - job.arrived
+                job.arrived = 0.0
+                if job.spent is not None:
+                    self._add(job.spent)
+                    waited -= sum(job.spent)
+            else:
+                before = job.spent or (0.0, 0.0, 0.0)
                 job.spent = (before[0] + took_input, before[1] + took_infer, before[2] + took_output)
-                continue
-            done += 1
-            self._inferences += bound.rows
-            self._queue += run.started - job.arrived
-            job.arrived = 0.0
-            if spent is not None:
-                self._queue -= sum(spent)
-                self._input += spent[0]
-                self._infer += spent[1]
-                self._output += spent[2]
-        self._answered += done
-        self._ran += done
-        self._input += done * took_input
-        self._infer += done * took_infer
-        self._output += done * took_output
         self._wanted += wanted
-        self._steps += rows * steps * (math.prod(map(max, zip(*extents, strict=True))) if extents else 1)
+        if done:
+            self._ran += done
+            self._inferences += inferences
+            self._queue += waited
+            self._add((done * took_input, done * took_infer, done * took_output))
+
+    def _add(self, seconds: tuple[float, float, float]) -> None:
+        self._input += seconds[0]
+        self._infer += seconds[1]
+        self._output += seconds[2]
 
     def settle(self, job: "Job", *, failed: bool) -> None:
         """Count a request that was accepted and is done otherwise than by a run: failed, or answered without one."""
@@ -200,7 +221,7 @@ class Counters:
                 self._failed += 1
                 self._lost += waited
             else:
-                self._answered += 1
+                self._unrun += 1
                 self._queue += waited
 
     def read(self, name: str, version: str, *, sequences: int, state_bytes: int) -> ModelStatistics:
@@ -213,16 +234,16 @@ class Counters:
             state_bytes: bytes of their states.
         """
         with self._lock:
-            queue = Duration(count=self._answered, ns=_ns(self._queue))
+            queue = Duration(count=self._ran + self._unrun, ns=_ns(self._queue))
             parts = [Duration(count=self._ran, ns=_ns(each)) for each in (self._input, self._infer, self._output)]
             return ModelStatistics(
                 name=name,
                 version=version,
                 last_inference=self._last_inference(),
                 inference_count=self._inferences,
-                execution_count=self._executions,
+                execution_count=sum(batch.runs for batch in self._batches.values()),
                 # By its parts, so that rounding cannot make them more than the whole.
-                success=Duration(count=self._answered, ns=queue.ns + sum(each.ns for each in parts)),
+                success=Duration(count=queue.count, ns=queue.ns + sum(each.ns for each in parts)),
                 fail=Duration(count=self._failed, ns=_ns(self._lost)),
                 queue=queue,
                 compute_input=parts[0],
@@ -231,9 +252,9 @@ class Counters:
                 batches=tuple(
                     BatchStatistics(
                         batch_size=size,
-                        compute_input=Duration(count=batch.count, ns=_ns(batch.input)),
-                        compute_infer=Duration(count=batch.count, ns=_ns(batch.infer)),
-                        compute_output=Duration(count=batch.count, ns=_ns(batch.output)),
+                        compute_input=Duration(count=batch.runs, ns=_ns(batch.input)),
+                        compute_infer=Duration(count=batch.runs, ns=_ns(batch.infer)),
+                        compute_output=Duration(count=batch.runs, ns=_ns(batch.output)),
                     )
                     for size, batch in sorted(self._batches.items())
                 ),
@@ -254,13 +275,24 @@ class Counters:
         return self._last[1]
 
 
-def _valid(part: "Part") -> int:
-    """Return how many of a part's steps are within its rows' lengths."""
-    bound = part.job.bound
+def _asked(part: "Part") -> int:
+    """Return how many of a part's steps, or of the places that its axes have, its request asked for."""
+    job, bound = part.job, part.job.bound
     assert bound is not None
-    assert bound.lengths is not None
-    lengths = bound.lengths if part.rows is None else bound.lengths[part.rows]
-    return int(np.clip(lengths - part.position, 0, part.steps).sum())
+    places = math.prod(job.extent) if job.model.contract.joins else 1
+    lengths = bound.lengths
+    if lengths is None:
+        return part.count * part.steps * places
+    if bound.rows == 1:
+        return part.steps * places if lengths[0] else 0
+    if part.rows is not None:
+        lengths = lengths[part.rows]
+    return int(np.clip(lengths - part.position, 0, part.steps).sum()) * places
+
+
+def _largest(parts: "Sequence[Part]") -> int:
+    """Return how many places a row has when its axes are as large as the largest request's."""
+    return math.prod(map(max, zip(*[part.job.extent for part in parts], strict=True)))
 
 
 def _ns(seconds: float) -> int:

@@ -107,7 +107,7 @@ def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> Run:
     ended = time.perf_counter()
     if fetches:
         model.costs.observe(rows, steps, ended - started)
-    return Run(parts, steps, rows, started, fed, ran, ended)
+    return parts, steps, rows, started, fed, ran, ended
 
 
 def _feeds(model: Model, parts: Sequence[Part], steps: int) -> dict[str, Array]:
