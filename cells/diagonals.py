@@ -154,21 +154,31 @@ class Diagonals:
         """The values of each position, from those of the slots.
 
         Args:
-            values: [diagonals, (directions), (slots of the dimension apart), rows, ...].
+            values: [diagonals, (directions), (slots of the dimension apart), rows, ...]; of the dimension apart all
+                slots or the last one alone.
 
         Returns:
-            [n_1, ..., n_N, batch, (directions), ...]; positions that an image does not have get some value.
+            [n_1, ..., n_N, batch, (directions), ...], 1 position along a dimension of which there is the last alone;
+            positions that an image does not have get some value.
         """
         rank = len(self.grid)
+        alone = self.alone(values, self.rows_axis)
+        slots = [d for d in self.slots if d != alone]
         if not self._per_image:
-            axes = {d: _range(n, d, rank, self.device) for d, n in enumerate(self.grid)}
+            axes = {d: self._place(d, d, rank, alone) for d in range(rank)}
             row = _total(axes.values())
-            for d in self.slots:
+            for d in slots:
                 row = row * self.grid[d] + axes[d]
-            return _gather(self._by_image(values, 2 + self.rows_axis), row, 1)
-        places, direction = self._places(tuple(range(rank)))
+            return _gather(self._by_image(values, 2 + self.rows_axis, slots), row, 1)
+        places, direction = self._places(tuple(range(rank)), alone)
         row = _total(places.values())
-        return self._gather_back(values, row, places, direction, self.rows_axis + 2)
+        return self._gather_back(values, row, places, direction, self.rows_axis + 2, slots)
+
+    def alone(self, values: Tensor, axis: int) -> int | None:
+        """The dimension apart, if an axis that could hold its slots or positions holds one of several."""
+        if self.apart is None or values.shape[axis] != 1 or self.grid[self.apart] == 1:
+            return None
+        return self.apart
 
     def leave_far(self, values: Tensor) -> Tensor:
         """What leaves along the dimension without slots.
@@ -184,16 +194,16 @@ class Diagonals:
             values = values.reshape(*slots, self.batch, *values.shape[self.rows_axis + 1 :])
             return values.movedim(0, sorted(self.slots).index(self.slots[0])) if slots else values
         places, direction = self._places(sorted(self.slots))
-        return self._gather_back(values, 0, places, direction, self.rows_axis + 1)
+        return self._gather_back(values, 0, places, direction, self.rows_axis + 1, self.slots)
 
-    def _by_image(self, values: Tensor, axes: int) -> Tensor:
+    def _by_image(self, values: Tensor, axes: int, slots: Sequence[int]) -> Tensor:
         """The first axes, the last of which is of rows, as one of slots and one of images."""
         tail = values.shape[axes:]
         if torch.compiler.is_exporting():
             # In one step, torch's tracer would compare strides, and take its answer for a bound on the batch.
             return values.reshape(self.count, -1, self.batch, *tail).flatten(0, 1)
         # The batch may be 0.
-        return values.reshape(math.prod([self.count, *(self.grid[d] for d in self.slots)]), self.batch, *tail)
+        return values.reshape(math.prod([self.count, *(self.grid[d] for d in slots)]), self.batch, *tail)
 
     def _merged(self, values: Tensor) -> Tensor:
         """[diagonals, (directions), slots..., batch, ...] with slots and batch as one axis, but for those apart."""
@@ -234,7 +244,13 @@ class Diagonals:
         others = [self.coordinates[d] for d in self.slots if d != dimension]
         return self._range(self.count, 0) - sum(others)
 
-    def _places(self, dimensions: Sequence[int]) -> tuple[dict[int, Tensor], Tensor | None]:
+    def _place(self, d: int, axis: int, rank: int, alone: int | None) -> Tensor:
+        """The coordinates along one dimension, or the last one alone."""
+        if d == alone:
+            return torch.full([1] * rank, self.grid[d] - 1, device=self.device)
+        return _range(self.grid[d], axis, rank, self.device)
+
+    def _places(self, dimensions: Sequence[int], alone: int | None = None) -> tuple[dict[int, Tensor], Tensor | None]:
         """The scan-order coordinates of the positions [n..., batch, (directions)] of some dimensions."""
         rank = len(dimensions) + self.leading
         batch_axis = len(dimensions)
@@ -243,18 +259,25 @@ class Diagonals:
             size = self.sizes[d]
             if isinstance(size, Tensor):
                 size = size.reshape([-1 if each == batch_axis else 1 for each in range(rank)])
-            places[d] = self._turned(d, _range(self.grid[d], axis, rank, self.device), size, rank - 1)
+            place = self._place(d, axis, rank, alone)
+            places[d] = place if d == alone else self._turned(d, place, size, rank - 1)
             # A position in the padding has none.
             places[d] = places[d].clamp(min=0)
         return places, None if self.flips is None else _range(len(self.flips), rank - 1, rank, self.device)
 
     def _gather_back(
-        self, values: Tensor, row: Tensor | int, places: Mapping[int, Tensor], direction: Tensor | None, axes: int
+        self,
+        values: Tensor,
+        row: Tensor | int,
+        places: Mapping[int, Tensor],
+        direction: Tensor | None,
+        axes: int,
+        slots: Sequence[int],
     ) -> Tensor:
         rank = len(places) + self.leading
         if direction is not None and self.flips is not None:
             row = row * len(self.flips) + direction
-        for d in self.slots:
+        for d in slots:
             row = row * self.grid[d] + places[d]
         row = row * self.batch + _range(self.batch, len(places), rank, self.device)
         return _gather(values, row, axes)
@@ -294,7 +317,7 @@ def _gather(values: Tensor, index: Tensor, axes: int, inside: Tensor | None = No
         inside: where it is false the result is 0, whatever the index; None for nowhere.
     """
     tail = values.shape[axes:]
-    rows = values.flatten(0, axes - 1)
+    rows = values.flatten(0, axes - 1) if axes else values.unsqueeze(0)
     if inside is not None:
         rows = torch.cat([rows.new_zeros((1, *tail)), rows])
         index = torch.where(inside, index + 1, 0)

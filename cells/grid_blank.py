@@ -49,8 +49,8 @@ def run_blank(
         flips: the dimensions that each direction goes backwards along, or None for one direction.
 
     Returns:
-        What is read at each position, [n_1, ..., n_N, batch, (directions), ...], and h and m that leave along the first
-        dimension, [n_2, ..., n_N, batch, (directions), d]; m is None where it has none.
+        What is read behind the last layer, [n_1, ..., n_(N-1), batch, (directions), ...], and h and m that leave along
+        the first dimension, [n_2, ..., n_N, batch, (directions), d]; m is None where it has none.
     """
     d, depth = form.hidden_size, form.dimensions - 1
     h = entering[0]
@@ -70,13 +70,20 @@ def run_blank(
         seen_h = [each[0][i] for i, each in enumerate(before)]
         seen_m = [before[i][1][k] for k, i in enumerate(form.memory)]
         h, m = block.parts(seen_h, seen_m, factor=factor)
-        given = {"read": read(h[depth], m[-1] if m else h[depth]), "h": h[0]}
+        last = [
+            each if apart is None else each.narrow(-3, shape[depth] - 1, 1)
+            for each in (h[depth], m[-1] if m else h[depth])
+        ]
+        given = {"read": read(*last), "h": h[0]}
         return (tuple(h), tuple(m)), {**given, "m": m[0]} if first else given
 
     found = wavefront_outputs(
         step, outside, ones, shape, along=0, apart=apart, sizes=sizes, sides=[*[None] * depth, side], flips=flips
     )
-    return found["read"], (_leaving(found["h"], sizes), _leaving(found["m"], sizes) if first else None)
+    return found["read"].select(depth, -1), (
+        _leaving(found["h"], sizes),
+        _leaving(found["m"], sizes) if first else None,
+    )
 
 
 def _counts(form: GridForm) -> tuple[int, int]:

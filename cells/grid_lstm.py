@@ -285,7 +285,6 @@ class GridLSTM(nn.Module):
                 sizes=sizes,
                 flips=self.directions,
             )
-            output = output.select(count - 1, -1)
             return (output, GridState(*state)) if self.directions is None else (output.flatten(-2), None)
         split = [count * d, len(self.form.memory) * d]
         owner = torch.tensor([*range(count), *self.form.memory], device=h.device).repeat_interleave(d)

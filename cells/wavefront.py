@@ -55,7 +55,8 @@ def wavefront(
         grid: the sizes n_1 to n_N, such as `x.shape[:2]`.
         along: the dimension that has no slots. A step costs as much as all slots: the longest dimension is best here.
         apart: a dimension other than `along` whose slots have weights of their own: then what the step sees is
-            [n_apart, rows, ...].
+            [n_apart, rows, ...]. An output may be that of the last of these slots alone, [1, rows, ...]; it has 1
+            position along this dimension in the result.
         sizes: integer [batch, N], the size of each image, 0 to that of the axis; a negative one means the whole axis.
             What the padding holds is never read, and the outputs there are 0.
         sides: for each dimension None or what enters the grid there instead of `state`, a state of [the other n...,
@@ -175,7 +176,7 @@ def _run(
     outputs = pytree.tree_map(diagonals.leave, outputs)
     final = [diagonals.leave_far(leaf) for leaf in last]
     if valid is not None:
-        outputs = pytree.tree_map(functools.partial(mask_grid, valid=valid), outputs)
+        outputs = pytree.tree_map(functools.partial(_masked, valid, diagonals), outputs)
     if sizes is not None and len(grid) > 1:
         others = [d for d in range(len(grid)) if d != along]
         inside = valid_positions(sizes[:, others], [grid[d] for d in others])
@@ -235,6 +236,12 @@ class _Predecessors:
         first = first.expand(*front, *[1 if each == place else n for each, n in enumerate(rows)], *tail)
         values = leaf.reshape(*front, *rows, *tail).narrow(axis + place, 0, rows[place] - 1)
         return torch.cat([first, values], axis + place).reshape(leaf.shape)
+
+
+def _masked(valid: Tensor, diagonals: Diagonals, values: Tensor) -> Tensor:
+    """The outputs of positions that images have, 0 elsewhere."""
+    alone = None if diagonals.apart is None else diagonals.alone(values, diagonals.apart)
+    return mask_grid(values, valid if alone is None else valid.narrow(alone, diagonals.grid[alone] - 1, 1))
 
 
 def _empty(
