@@ -12,10 +12,12 @@ from .contract import batch_first
 from .engine import Engine
 from .exchange import STATES_METADATA
 from .model import Model
+from .scheduler import PATIENCE
 
 EXTENSIONS = ("sequence", "schedule_policy", "model_configuration", "model_repository", "statistics")
 _PLATFORM = "onnxruntime_onnx"
 _LARGEST_INT32 = 2**31 - 1
+_LARGEST_UINT64 = 2**64 - 1
 
 
 class DescriptionCalls:
@@ -105,12 +107,18 @@ class DescriptionCalls:
             )
         for output in manifest.outputs:
             result.output.add(name=output.name, data_type=_data_type(output.dtype), dims=dims(output.axes))
+        delay = int(PATIENCE * 1e6)
         if not model.contract.recurrent:
-            result.dynamic_batching.SetInParent()
+            if model.contract.splits or model.contract.unites:
+                result.dynamic_batching.max_queue_delay_microseconds = delay
+                # Triton's figures for priorities: any number is one, and what a request has that gives none.
+                result.dynamic_batching.priority_levels = _LARGEST_UINT64
+                result.dynamic_batching.default_priority_level = settings.batch.default_priority
             return result
         sequences = result.sequence_batching
         sequences.oldest.max_candidate_sequences = min(settings.sequences.maximum, _LARGEST_INT32)
-        sequences.max_sequence_idle_microseconds = int(settings.sequences.idle_seconds * 1e6)
+        sequences.oldest.max_queue_delay_microseconds = delay
+        sequences.max_sequence_idle_microseconds = int(min(settings.sequences.idle_seconds * 1e6, _LARGEST_UINT64))
         for state in manifest.states:
             sequences.state.add(
                 input_name=state.input,

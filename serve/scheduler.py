@@ -35,7 +35,7 @@ _DROPPED = 64
 _EXPECTED = 1.5
 """How many times more rows the runs before must have had for more to be expected."""
 
-_PATIENCE = 0.001
+PATIENCE = 0.001
 """Seconds that a request is made to wait for others at most."""
 
 _WEIGHT = 0.1
@@ -227,7 +227,7 @@ class Scheduler:
         rows = len(group.heap) * job.rows
         if job.position or costs.usual < _EXPECTED * rows or rows >= costs.enough(job.remaining):
             return 0.0
-        limit = min(costs.seconds(1, job.remaining), _PATIENCE)
+        limit = min(costs.seconds(1, job.remaining), PATIENCE)
         if group.since is None:
             group.since = now
         if job.deadline is not None and job.deadline < now + 2 * limit + costs.seconds(rows, job.remaining):
