@@ -184,15 +184,16 @@ class AsyncEngine:
 
     def _hand_over(self) -> None:
         jobs, self._new = self._new, []
-        for job, error in self.engine.accept(jobs, self.engine.run_here if self._is_alone(jobs) else None):
+        inline = self._way.take(time.perf_counter(), len(jobs)) and self._is_short(jobs)
+        for job, error in self.engine.accept(jobs, self.engine.run_here if inline else None):
             job.done(error)
 
-    def _is_alone(self, jobs: Sequence[Job]) -> bool:
-        """Return whether the loop had better run what has come."""
-        inline = self._way.take(time.perf_counter(), len(jobs))
-        return (
-            inline and len(jobs) == 1 and self.engine.expected_seconds(jobs[0]) <= self.engine.settings.inline_seconds
-        )
+    def _is_short(self, jobs: Sequence[Job]) -> bool:
+        """Return whether one run does all that has come, and takes so little time that the loop may do it itself."""
+        model = jobs[0].model
+        if len(jobs) > 1 and any([job.model is not model or job.bound is None for job in jobs]):
+            return False
+        return self.engine.expected_seconds(jobs) <= self.engine.settings.inline_seconds
 
     async def infer(
         self,

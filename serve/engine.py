@@ -641,9 +641,13 @@ class Engine:
             assert slot is not None
             return model.arena.read(slot), None if lane.answer is None else lane.answer.step
 
-    def expected_seconds(self, job: Job) -> float:
-        """Return how long a request would take alone."""
-        return job.model.costs.seconds(job.rows, job.steps) if job.bound is not None else 0.0
+    def expected_seconds(self, jobs: Sequence[Job]) -> float:
+        """Return how long one run of requests of one model would take."""
+        if len(jobs) == 1:
+            job = jobs[0]
+            return job.model.costs.seconds(job.rows, job.steps) if job.bound is not None else 0.0
+        rows, steps = sum([job.rows for job in jobs]), max([job.steps for job in jobs])
+        return jobs[0].model.costs.seconds(rows, steps)
 
     def run_waiting(self) -> bool:
         """Run what is waiting, once, on this thread; return whether there was anything.
@@ -653,7 +657,7 @@ class Engine:
         with self._changed:
             if self._scheduler.running >= self.workers:
                 return False
-            tick, completions = self._schedule(self.clock())
+            tick, completions = self._schedule(self.clock(), 1)
         _deliver(completions)
         if tick is not None:
             self._run(tick)
@@ -666,10 +670,15 @@ class Engine:
             if self._scheduler.waiting:
                 self._changed.notify()
 
-    def _schedule(self, now: float) -> tuple[Tick | None, list[Completion]]:
-        """Ask for a run, with the lock held."""
+    def _schedule(self, now: float, idle: int | None = None) -> tuple[Tick | None, list[Completion]]:
+        """Ask for a run, with the lock held.
+
+        Args:
+            now: this moment.
+            idle: among how many runs to share out what waits; None for as many as there could be.
+        """
         self._sequences.evict_idle(now)
-        tick, completions = self._scheduler.schedule(now, self.workers - self._scheduler.running)
+        tick, completions = self._scheduler.schedule(now, idle or self.workers - self._scheduler.running)
         if tick is not None:
             self.runs += 1
             if self._scheduler.waiting and self._scheduler.running < self.workers:
@@ -687,15 +696,17 @@ class Engine:
 
     def _work(self) -> None:
         """Run what is waiting until the engine is closed; the body of every worker thread."""
+        waited = False
         while True:
             with self._changed:
                 now = self.clock()
                 tick: Tick | None = None
                 completions: list[Completion] = []
                 if self._scheduler.running < self.workers:
-                    seconds = 0.0 if self._closed else self._scheduler.patience(now)
+                    seconds = 0.0 if self._closed or waited else self._scheduler.patience(now)
+                    waited = False
                     if seconds and not self._holding:
-                        self._holding = True
+                        self._holding = waited = True
                         self._changed.wait(seconds)
                         self._holding = False
                         continue

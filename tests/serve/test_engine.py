@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cellport.errors import (
     UnavailableError,
 )
 from cellport.serve import AsyncEngine, BatchSettings, Engine, EngineSettings
-from cellport.serve.requests import Control, Request
+from cellport.serve.requests import Control, Reply, Request
 from cellport.serve.sequences import SequenceSettings
 
 from .wire import tokens_of
@@ -166,3 +167,14 @@ def test_a_start_that_the_queue_refuses_evicts_nobody(folder: Path) -> None:
         while engine.waiting:
             time.sleep(0.001)
         sequence.step({"tokens": np.array([1])})
+
+
+def test_requests_that_are_made_to_wait_for_more_run_though_the_engines_clock_stands(folder: Path) -> None:
+    with Engine(folder, EngineSettings(workers=1), clock=lambda: 0.0) as engine:
+        costs = engine.repository.get("lstm").costs
+        for _ in range(3):
+            costs.usual = 60.0
+            request = Request(model="lstm", inputs={"tokens": tokens_of(3, 0)})
+            future: Future[object] = Future()
+            engine.submit(request, future.set_result)
+            assert isinstance(future.result(10.0), Reply)
