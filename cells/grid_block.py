@@ -111,8 +111,14 @@ class GridForm:
         activate = ACTIVATIONS[self.activation]
         if not width:
             return activate(a), m
-        gates, candidate, *rest = torch.split(a, [3 * width, width] + ([plain] if plain else []), -1)
-        u, f, o = torch.split(torch.sigmoid(gates), width, -1)
+        own = [plain] if plain else []
+        if torch.compiler.is_exporting():
+            # A file splits once, for splits copy; training calls as few functions as it can.
+            u, f, o, candidate, *rest = torch.split(a, [*[width] * 4, *own], -1)
+            u, f, o = torch.sigmoid(u), torch.sigmoid(f), torch.sigmoid(o)
+        else:
+            both, candidate, *rest = torch.split(a, [3 * width, width, *own], -1)
+            u, f, o = torch.split(torch.sigmoid(both), width, -1)
         m = f * m + u * torch.tanh(candidate)
         h = o * torch.tanh(m) if self.output == GATED else torch.tanh(o * m)
         return (torch.cat([h, activate(rest[0])], -1) if plain else h), m

@@ -78,8 +78,15 @@ class MemoryForm:
         hidden, count = self.hidden_size, len(self._gates)
         outputs = len(self._outputs)
         if peepholes is None:
-            both, g, *logits = torch.split(a, [(count + outputs) * hidden, hidden, *[hidden] * len(self._logits)], -1)
-            named = dict(zip(self.order, torch.split(torch.sigmoid(both), hidden, -1), strict=False))
+            if torch.compiler.is_exporting():
+                # A file splits once, for splits copy; training calls as few functions as it can.
+                parts = torch.split(a, hidden, -1)
+                g, *logits = parts[count + outputs :]
+                open_by = [torch.sigmoid(each) for each in parts[: count + outputs]]
+            else:
+                both, g, *logits = torch.split(a, [(count + outputs) * hidden, *[hidden] * (1 + len(self._logits))], -1)
+                open_by = list(torch.split(torch.sigmoid(both), hidden, -1))
+            named = dict(zip(self.order, open_by, strict=False))
         else:
             gates, output, g, *logits = torch.split(a, [count * hidden, hidden, hidden], -1)
             seen = [each * w for each, w in zip(s, peepholes[: len(s)], strict=True)]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cellport.cells import LSTM, CellError, GridLSTM, GridState, LSTMCell
+from cellport.cells.grid_blank import keeps_zeros
 from cellport.cells.grid_block import GridForm, GridProducts
 
 from .grid_lstm_oracle import Block, Network
@@ -525,3 +526,47 @@ def test_what_a_grid_is_not_called_with_is_refused_by_name(name, call, message):
     cell = build(name)
     with pytest.raises(CellError, match=message):
         cell(**{"input": draw(cell)[0], **call})
+
+
+@pytest.mark.parametrize("activation", ["identity", "tanh", "relu", "sigmoid"])
+@pytest.mark.parametrize("plain", [(), (1,)], ids=["memory", "plain"])
+def test_a_block_is_said_to_keep_zeros_if_it_does(plain, activation):
+    form = GridForm(2, 3, (), plain, activation)
+    block = GridProducts(form, torch.randn(form.rows, 6), None)
+    found = block(torch.zeros(1, 6), torch.zeros(1, 3 * len(form.memory)))
+    assert keeps_zeros(form) == (not any(each.any() for each in found))
+
+
+# torch's own tracer, at its first use
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"plain": [0], "readout": "hm"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"tied": True, "priority": [2]}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_an_exported_grid_of_ragged_images_gives_the_output_and_the_state_of_the_module(options):
+    """An export shifts h and m of each dimension by themselves."""
+
+    class Stateless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.grid = GridLSTM(2, 3, 2, dimensions=3, dtype=torch.float64, **options)
+
+        def forward(self, x, lengths):
+            output, state = self.grid(x, None, lengths)
+            return [each for each in (output, *state) if each is not None]
+
+    module = Stateless().eval()
+    height, width, batch = torch.export.Dim("height"), torch.export.Dim("width"), torch.export.Dim("batch")
+    example = (torch.randn(3, 4, 2, 2, dtype=torch.float64), torch.tensor([[3, 2], [1, 4]]))
+    shapes = ({0: height, 1: width, 2: batch}, {0: batch})
+    program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
+    x = torch.randn(4, 3, 3, 2, dtype=torch.float64)
+    lengths = torch.tensor([[4, 3], [0, 3], [2, 1]])
+    found = program.module()(x, lengths)
+    torch.testing.assert_close(found, module(x, lengths), rtol=0, atol=1e-14)

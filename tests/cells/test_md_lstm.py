@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cellport.cells import LSTM, MDLSTM, MDRNN, RNN, CellError
-from cellport.cells.md_forms import MEMORY_CELLS
+from cellport.cells.md_forms import MEMORY_CELLS, MemoryForm
 
 from .grid_oracle import md_lstm, md_rnn, raster
 
@@ -474,3 +474,16 @@ def test_memory_on_an_image_of_64_by_64_stays_below_what_its_gates_allow(cell):
         assert memory > 50
     else:
         assert memory < (1 / (1 - gate) if cell in ("halved", "stable") else 1)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("cell", "peepholes"), [*((cell, False) for cell in MEMORY_CELLS), ("standard", True), ("ratio_leaky", True)]
+)
+def test_every_memory_cell_makes_zeros_of_zeros(cell, peepholes, dimensions):
+    """Exported files rely on it: the slots of an anti-diagonal that hold no position are not held at zero."""
+    form = MemoryForm(cell, dimensions, 2)
+    weights = torch.randn(2 * dimensions + 1, 1, 2) if peepholes else None
+    zeros = [torch.zeros(1, 2) for _ in range(dimensions)]
+    for found in form(torch.zeros(1, len(form.blocks) * 2), zeros, weights):
+        assert not found.any()

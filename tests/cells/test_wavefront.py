@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from cellport.cells import CellError, wavefront
 from cellport.cells.sizes import far_side
+from cellport.cells.wavefront import wavefront_outputs
 
 from .grid_oracle import raster
 
@@ -237,6 +238,52 @@ def test_a_grid_exports_with_batch_and_sizes_dynamic(flips, apart):
         x, h = draw(grid, count, *directions, seed=1)
         sizes = torch.tensor([[grid[0] - b % 2, grid[1] - b // 2] for b in range(count)])
         torch.testing.assert_close(program.module()(x, h, sizes), module(x, h, sizes), rtol=0, atol=1e-15)
+
+
+class Blank(nn.Module):
+    """A cell that makes zeros of zeros; `last` gives out the last slot of the dimension apart alone."""
+
+    def __init__(self, flips: Any = None, apart: int | None = None, last: bool = False) -> None:
+        super().__init__()
+        self.flips, self.apart, self.last = flips, apart, last
+
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        def step(before: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, Tensor]:
+            h = torch.tanh(x + before[0] - 2 * before[1])
+            return h, (h.narrow(-3, h.shape[-3] - 1, 1) if self.last else h + 0)
+
+        grid = x.shape[:2]
+        state = x.new_zeros(*([] if self.flips is None else [len(self.flips)]), x.shape[2], H)
+        return wavefront_outputs(step, state, x, grid, sizes=sizes, flips=self.flips, apart=self.apart)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own inputs", "one input"])
+@pytest.mark.parametrize(
+    ("flips", "apart"), [(None, None), (None, 0), ([(), (1,), (0, 1)], None)], ids=["rows", "apart", "directions"]
+)
+def test_a_grid_that_starts_from_nothing_exports_without_holding_and_reads_no_padding(flips, apart, shared):
+    if shared and flips is None:
+        pytest.skip("there is one direction")
+    directions = [] if flips is None else [1 if shared else len(flips)]
+    module = Blank(flips, apart).eval()
+    axes = {0: Dim("height"), 1: Dim("width"), 2: Dim("batch")}
+    example = (draw((3, 5), 2, *directions)[0], torch.tensor([[3, 2], [1, 5]]))
+    program = export(module, example, dynamic_shapes=(axes, {0: axes[2]}), strict=False)
+    for grid, count in (((3, 5), 2), ((7, 2), 4), ((2, 9), 3)):
+        x = draw(grid, count, *directions, seed=1)[0]
+        sizes = torch.tensor([[grid[0] - b % 2, grid[1] - b // 2] for b in range(count)])
+        dirty = x.clone()
+        for b, (height, width) in enumerate(sizes.tolist()):
+            dirty[height:, :, b] = dirty[:, width:, b] = float("nan")
+        torch.testing.assert_close(program.module()(dirty, sizes), module(x, sizes), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("flips", [None, [(), (1,)]], ids=["one direction", "two directions"])
+def test_the_last_slot_alone_gives_what_it_gives_among_all(flips):
+    x, _ = draw((3, 4), 2, *([] if flips is None else [2]))
+    sizes = torch.tensor([[3, 4], [3, 2]])
+    every, last = (Blank(flips, 0, alone)(x, sizes) for alone in (False, True))
+    torch.testing.assert_close(last, every[-1:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
