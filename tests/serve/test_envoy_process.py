@@ -217,6 +217,8 @@ def test_the_bytes_of_an_answer_are_waited_for(tmp_path: Path) -> None:
         count = "/stats?filter=http.grpc.downstream_cx_rx_bytes_total"
         until(lambda: int(server._envoy._ask(count)[1].split()[-1]) > rows.nbytes)
         throttle.hold()
+        buffered = "/stats?filter=http.grpc.downstream_cx_tx_bytes_buffered"
+        until(lambda: int(server._envoy._ask(buffered)[1].split()[-1]) > 0)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
         stopping.join(2)
