@@ -96,13 +96,14 @@ class GridForm:
         gates = [self.rows_of(i, gate) for gate in "ufoc" for i in stage.memory]
         return gates + [self.rows_of(i) for i in stage.plain]
 
-    def transform(self, a: Tensor, m: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+    def transform(self, a: Tensor, m: Tensor, stage: Stage, once: bool = False) -> tuple[Tensor, Tensor]:
         """Equations of section 2: u, f, o = s(a), c = tanh(a); m' = f * m + u * c; h' = o * tanh(m').
 
         Args:
             a: the stage's rows times the context, [..., rows], in the order of `rows_of_stage`.
             m: of the stage's dimensions with a memory, [..., k * d].
             stage: which.
+            once: whether the gates are split once, each for a sigmoid of its own: fewer copies, more functions.
 
         Returns:
             The new h of the stage's dimensions, [..., count * d], and their new m.
@@ -112,8 +113,7 @@ class GridForm:
         if not width:
             return activate(a), m
         own = [plain] if plain else []
-        if torch.compiler.is_exporting():
-            # A file splits once, for splits copy; training calls as few functions as it can.
+        if once:
             u, f, o, candidate, *rest = torch.split(a, [*[width] * 4, *own], -1)
             u, f, o = torch.sigmoid(u), torch.sigmoid(f), torch.sigmoid(o)
         else:
@@ -194,7 +194,7 @@ class GridProducts:
             context = [new_h.get(i, seen) for i, seen in enumerate(h)]
             seen = together if together is not None and not number else _joined([*context, *factor])
             part = _joined([seen_m[i] for i in stage.memory]) if stage.memory else seen
-            made_h, made_m = form.transform(self.product(seen, number), part, stage)
+            made_h, made_m = form.transform(self.product(seen, number), part, stage, once=together is None)
             new_h |= zip(stage.dimensions, self._split(made_h), strict=True)
             if stage.memory:
                 new_m |= zip(stage.memory, self._split(made_m), strict=True)
