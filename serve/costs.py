@@ -24,8 +24,8 @@ _LEAST = 20e-6
 _ENOUGH = 1.25
 """How many times the least time a row may take, for its run to be efficient."""
 
-_REMEMBERED = 256
-"""Answers to how many rows are enough that are kept; they are found anew now and then, as the figures change."""
+_REMEMBERED = 1024
+"""Answers to how many rows are enough that are kept."""
 
 _FIXED, _STEP, _ROW = 50e-6, 20e-6, 2e-6
 """Seconds of a run, of a step and of a row in a step, of a model that nobody has measured."""
@@ -46,6 +46,7 @@ class CostModel:
         self._rows = powers_of_two(maximum)
         self._fixed = [_FIXED] * len(self._rows)
         self._step = [_STEP + rows * _ROW for rows in self._rows]
+        self._alone = list(zip(self._fixed, self._step, strict=True))
         self._enough: dict[int, int] = {}
         self.usual = 1.0
         self.measured = False
@@ -64,6 +65,10 @@ class CostModel:
     def seconds(self, rows: int, steps: int) -> float:
         """Return the time of a run of `rows` rows and `steps` steps."""
         return self._at(self._fixed, rows) + steps * self._at(self._step, rows)
+
+    def sizes(self, *, timed: bool) -> list[tuple[int, int]]:
+        """Return the rows and steps that `measure` asks for."""
+        return [(rows, steps) for rows in self._rows for steps in ((1, _STEPS) if timed else (1,))]
 
     def measure(self, run: Callable[[int, int], float | None], *, timed: bool) -> None:
         """Measure the model.
@@ -84,17 +89,19 @@ class CostModel:
                 step, fixed = max(step, self._step[index - 1]), max(fixed, self._fixed[index - 1])
             self._step[index], self._fixed[index] = step, fixed
             self.measured = True
+        self._alone = list(zip(self._fixed, self._step, strict=True))
         self._enough.clear()
         self.usual = 1.0
 
     def enough(self, steps: int) -> int:
-        """Return the rows from which on more of them hardly make a run of so many steps more efficient."""
+        """Return the rows from which on more of them hardly make a run of so many steps more efficient.
+
+        By what was measured when nothing else ran: small runs take place beside others, which makes them look slow
+        beside large ones, and so would make runs larger and larger until there is one at a time.
+        """
         found = self._enough.get(steps)
         if found is None:
-            each = [
-                (fixed + steps * step) / rows
-                for rows, fixed, step in zip(self._rows, self._fixed, self._step, strict=True)
-            ]
+            each = [(fixed + steps * step) / rows for rows, (fixed, step) in zip(self._rows, self._alone, strict=True)]
             found = next(rows for rows, time in zip(self._rows, each, strict=True) if time <= _ENOUGH * min(each))
             if len(self._enough) >= _REMEMBERED:
                 self._enough.clear()

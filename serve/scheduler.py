@@ -124,6 +124,7 @@ class Scheduler:
         self._bytes = 0
         self._dropped = 0
         self._running = 0
+        self._rows: dict[int, int] = {}  # that run, by the model
         self._numbers = itertools.count()
         self._pace: float | None = None
         self._completed: float | None = None
@@ -254,6 +255,10 @@ class Scheduler:
     def complete(self, tick: Tick, failures: Sequence[Exception | None], now: float) -> list[Completion]:
         """Record what became of each part of a run; a step that failed leaves its sequence where it was."""
         self._running -= 1
+        key = id(tick.model)
+        self._rows[key] -= tick.rows
+        if not self._rows[key]:
+            del self._rows[key]
         self._measure(sum(part.final for part in tick.parts), now)
         completions: list[Completion] = []
         for part, failure in zip(tick.parts, failures, strict=True):
@@ -321,10 +326,21 @@ class Scheduler:
         return jobs
 
     def _share(self, group: _Group, idle: int) -> int:
-        """Return how many rows one of `idle` runs takes: an even share, unless it would be too small to pay."""
-        if idle <= 1:
+        """Return how many rows a run takes.
+
+        If nothing runs, that is an even share for each of the `idle` runs that could begin. If others run, the answers
+        of those will come back as new requests, so that everything that runs or waits is shared out among all runs and
+        one more: what then waits is there when a run ends, and no run waits for the loop to answer and to read. No run
+        is made too small to pay.
+        """
+        waiting = len(group.heap)
+        if self._running:
+            running = self._rows.get(id(group.model), 0)
+            even = -(-(waiting + running) // (self._running + idle + 1))
+        elif idle <= 1:
             return self.settings.rows
-        even = -(-len(group.heap) // idle)
+        else:
+            even = -(-waiting // idle)
         return max(1, min(self.settings.rows, max(even, group.model.costs.enough(group.heap[0][2].remaining))))
 
     def _tick(self, group: _Group, jobs: list[Job], now: float) -> Tick:
@@ -343,6 +359,7 @@ class Scheduler:
             count += part.count
             parts.append(part)
         self._running += 1
+        self._rows[id(model)] = self._rows.get(id(model), 0) + count
         return Tick(model=model, parts=parts, steps=chunk, rows=count)
 
     def _chunk(self, model: Model, jobs: Sequence[Job], now: float) -> int:
