@@ -11,7 +11,8 @@ from multiprocessing.connection import Connection
 
 from cellport.errors import CellportError
 
-from .asgi import GrpcApplication, Receive, Scope, Send
+from .asgi import GrpcApplication, Scope
+from .asgi_exchange import Receive, Send
 from .async_engine import AsyncEngine
 from .calls import Lifecycle
 from .engine import Engine
