@@ -379,7 +379,8 @@ class Engine:
             ServingError: the request is wrong.
         """
         controls, model = self._controls(request)
-        ends_only = not request.inputs and bool(controls) and all([each.end and not each.start for each in controls])
+        inputs = request.inputs
+        ends_only = not inputs and bool(controls) and all([each.end and not each.start for each in controls])
         bound, generation = None, None
         outputs = request.outputs
         if request.sampling is not None:
@@ -388,7 +389,6 @@ class Engine:
                 raise InvalidRequestError(f"outputs are {list(outputs)}; accepted of a generation: [{TOKENS!r}]")
             outputs = (generation.scores_output,)
         if not ends_only:
-            inputs = request.inputs
             if request.form is None or generation is not None:
                 inputs = {name: np.asarray(value) for name, value in inputs.items()}
                 bound = model.contract.bind(inputs, outputs, sequences=len(controls))
@@ -498,9 +498,11 @@ class Engine:
         # Before a start makes room in the table, at the cost of another sequence.
         self._scheduler.check_room(job.size)
         if len(job.controls) == 1:
-            self._follow(job)
             control = job.controls[0]
-            lane = self._lane(job.model, control, now)
+            lane = None if control.start else self._sequences.idle_lane(job.model, control.id)
+            if lane is None:
+                self._follow(job)
+                lane = self._lane(job.model, control, now)
             job.places = [Place(lane=lane, start=control.start, end=control.end, step=control.step)]
         elif job.controls:
             self._follow(job)

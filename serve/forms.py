@@ -18,7 +18,7 @@ from cellport.protos.inference_pb2 import InferParameter, ModelInferRequest, Mod
 from . import codec
 from .codec import Array
 from .parameters import Parameters, read_outputs_wanted, read_parameters
-from .requests import Reply
+from .requests import Reply, Request
 
 # Bytes that fields of a message begin with: their number times 8, plus 2 for those that tell their length.
 _ID, _PARAMETER, _RAW = 3 << 3 | 2, 4 << 3 | 2, 7 << 3 | 2
@@ -34,6 +34,10 @@ _PARAMETER_BYTES = 2**23
 
 _LONGEST = 2**14
 """Bytes of a form, or of a set of parameters, that is not remembered any more."""
+
+_HEADS = 16384
+_HEAD_BYTES = 2**23
+"""Messages up to their only tensor's contents that are remembered, and bytes of them."""
 
 
 class Form:
@@ -55,6 +59,29 @@ class Form:
         self.tensors = tensors
 
 
+class Head:
+    """A message up to the contents of its only tensor.
+
+    Attributes:
+        size: its bytes.
+        form: its form.
+        parameters: what its parameters say.
+        name: the tensor's name.
+        shape: its shape.
+        dtype: its element type.
+        request: what was last made of such a message; whoever takes it sets what may differ.
+    """
+
+    __slots__ = ("dtype", "form", "name", "parameters", "request", "shape", "size")
+
+    def __init__(self, size: int, form: Form, parameters: Parameters) -> None:
+        self.size = size
+        self.form = form
+        self.parameters = parameters
+        self.name, self.shape, self.dtype, _ = form.tensors[0]
+        self.request: Request | None = None
+
+
 class Received:
     """A request as it came.
 
@@ -64,11 +91,12 @@ class Received:
         id: the request's, in UTF-8.
         parameters: what its parameters say.
         form: its form, if it is one that is known.
+        head: what is known of messages that begin with the same bytes; None if that is not known.
         message: the message, if the form is not known.
         error: what is wrong with its parameters; None if nothing is.
     """
 
-    __slots__ = ("_inputs", "error", "form", "id", "message", "model", "parameters", "version")
+    __slots__ = ("_inputs", "error", "form", "head", "id", "message", "model", "parameters", "version")
 
     def __init__(
         self,
@@ -77,12 +105,14 @@ class Received:
         parameters: Parameters,
         form: Form | None = None,
         inputs: dict[str, Array] | None = None,
+        head: Head | None = None,
         message: ModelInferRequest | None = None,
         error: InvalidRequestError | None = None,
     ) -> None:
         self.id = request_id
         self.parameters = parameters
         self.form = form
+        self.head = head
         self.message = message
         self.error = error
         self._inputs = inputs
@@ -122,6 +152,9 @@ class RequestReader:
         self._forms: dict[bytes, Form | None] = {}
         self._parameters: dict[bytes, Parameters] = {}
         self._parameter_bytes = 0
+        self._heads: dict[bytes, Head] = {}
+        self._head_bytes = 0
+        self._head_sizes: dict[int, int] = {}  # of the last message of so many bytes that had a head
 
     def read(self, data: bytes) -> Received:
         """Read a serialized ModelInferRequest.
@@ -129,6 +162,12 @@ class RequestReader:
         Raises:
             InvalidRequestError: the bytes are no such message.
         """
+        size = self._head_sizes.get(len(data))
+        if size is not None:
+            head = self._heads.get(data[:size])
+            if head is not None:
+                inputs = {head.name: np.ndarray(head.shape, head.dtype, data[size:])}
+                return Received(request_id=b"", parameters=head.parameters, form=head.form, inputs=inputs, head=head)
         try:
             found = self._read_known(data)
         except (IndexError, UnicodeDecodeError, DecodeError, InvalidRequestError):
@@ -176,7 +215,24 @@ class RequestReader:
         if not request_id.isascii():
             request_id.decode()
         parameters = self._read_parameters(b"".join(given)) if given else read_parameters({})
-        return Received(request_id=request_id, parameters=parameters, form=form, inputs=inputs)
+        head = None
+        # Ids are mostly new in each message; contents are the last field, if all are in their order.
+        if not request_id and len(raw) == 1 and tag == _RAW:
+            head = self._remember(data[:begin], end, form, parameters)
+        return Received(request_id=request_id, parameters=parameters, form=form, inputs=inputs, head=head)
+
+    def _remember(self, data: bytes, total: int, form: Form, parameters: Parameters) -> Head:
+        """Keep what is known of messages of so many bytes that begin with `data`."""
+        if len(self._heads) >= _HEADS or self._head_bytes > _HEAD_BYTES:
+            self._heads.clear()
+            self._head_sizes.clear()
+            self._head_bytes = 0
+        head = Head(len(data), form, parameters)
+        if len(data) <= _LONGEST:
+            self._heads[data] = head
+            self._head_sizes[total] = len(data)
+            self._head_bytes += len(data)
+        return head
 
     def _learn(self, key: bytes) -> Form | None:
         """Return the form of requests with this content; None if they are to be parsed as a whole."""
@@ -250,7 +306,9 @@ class ReplyWriter:
             parameters: to be added to those of the reply.
         """
         outputs = reply.outputs
-        key = (reply.model, reply.version, *[(name, array.dtype, array.shape) for name, array in outputs.items()])
+        key: Any = (reply.model, reply.version)
+        for name, array in outputs.items():
+            key = key, name, array.dtype, array.shape
         head = self._heads.get(key)
         if head is None:
             head = _write_head(reply)

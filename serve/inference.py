@@ -95,6 +95,13 @@ class InferenceCalls:
         """
         if received.error is not None:
             raise received.error
+        head = received.head
+        if head is not None and head.request is not None:
+            # The engine keeps nothing of a request but what it was made of.
+            request = head.request
+            request.inputs = received.inputs()
+            request.deadline = context.deadline
+            return request
         given = received.parameters
         form: Any = received.form
         if form is None or given.state:
@@ -114,7 +121,7 @@ class InferenceCalls:
                 *(name for name in contract.state_outputs if name not in outputs),
             )
             form = None
-        return Request(
+        request = Request(
             model=received.model,
             version=received.version,
             control=given.control,
@@ -126,3 +133,6 @@ class InferenceCalls:
             deadline=deadline,
             form=form,
         )
+        if head is not None and given.timeout is None and form is not None:
+            head.request = request
+        return request

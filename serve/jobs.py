@@ -36,7 +36,6 @@ class Place:
     step: int | None = None
 
 
-@dataclass(kw_only=True, eq=False, slots=True, weakref_slot=True)
 class Job:
     """One accepted request on its way.
 
@@ -71,43 +70,57 @@ class Job:
         spent: seconds that its runs so far have taken: gathering, running the graph, giving out; None if it had none.
     """
 
-    model: Model
-    bound: Bound | None
-    done: Callable[[Outcome], None]
-    deadline: float | None = None
-    priority: int = 1
-    pinned: bool = False
-    controls: Sequence[Control] = ()
-    new: bool = False
-    digest: bytes = b""
-    generation: Generation | None = None
-    partial: Callable[[Reply], None] | None = None
+    # Defaults of the class: most requests are done in one run and need few of these, and there is one for each request.
     places: Sequence[Place] = ()
-    number: int = 0
+    number = 0
     key: Hashable = None
-    size: int = 0
-    extent: tuple[int, ...] = ()
+    size = 0
     graph: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    steps: int = 1
-    position: int = 0
-    slots: list[int] = field(default_factory=list)
-    results: dict[str, Array] = field(default_factory=dict)
-    blocked: int = 0
+    steps = 1
+    position = 0
+    slots: Sequence[int] = ()
+    blocked = 0
     dropped: Exception | None = None
-    last: bool = False
+    last = False
     phase: Literal["new", "waiting", "running", "done"] = "new"
-    arrived: float = 0.0
+    arrived = 0.0
     spent: tuple[float, float, float] | None = None
 
-    def __post_init__(self) -> None:
-        bound = self.bound
+    def __init__(
+        self,
+        *,
+        model: Model,
+        bound: Bound | None,
+        done: Callable[[Outcome], None],
+        deadline: float | None = None,
+        priority: int = 1,
+        pinned: bool = False,
+        controls: Sequence[Control] = (),
+        new: bool = False,
+        digest: bytes = b"",
+        generation: Generation | None = None,
+        partial: Callable[[Reply], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.bound = bound
+        self.done = done
+        self.deadline = deadline
+        self.priority = priority
+        self.pinned = pinned
+        self.controls = controls
+        self.new = new
+        self.digest = digest
+        self.generation = generation
+        self.partial = partial
+        self.results: dict[str, Array] = {}
+        self.extent: tuple[int, ...] = ()
         if bound is not None:
             lengths = bound.lengths
             if lengths is not None:
                 self.steps = max(int(lengths.max(initial=0)), 1)
             elif bound.time is not None:
                 self.steps = bound.time
-            contract = self.model.contract
+            contract = model.contract
             joins = contract.joins
             self.extent = tuple([bound.sizes[axis] for axis in joins]) if joins else (self.steps,)
             if contract.unites:

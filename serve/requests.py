@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cellport.errors import InvalidRequestError
@@ -59,6 +59,7 @@ class Request:
         control: the request's place in a sequence, or of each of its rows in a sequence of its own; None outside one.
         new: the request starts a sequence under an id that the engine chooses, and tells in its reply.
         sampling: the request is a prompt, and how to go on from it; None for one that is run as it is.
+        controls: the place of each row in a sequence; empty outside one.
         form: the same object for requests that have the same inputs by name, element type and shape, and the same
             outputs; None if nothing is known of that.
     """
@@ -73,15 +74,13 @@ class Request:
     new: bool = False
     sampling: "Sampling | None" = None
     form: Hashable = None
-
-    @property
-    def controls(self) -> Sequence[Control]:
-        """The place of each row in a sequence; empty outside one."""
-        if self.control is None:
-            return ()
-        return [self.control] if isinstance(self.control, Control) else self.control
+    controls: Sequence[Control] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.control is None:
+            self.controls = ()
+        else:
+            self.controls = [self.control] if isinstance(self.control, Control) else self.control
         if self.sampling is not None and (self.new or self.control is not None):
             raise InvalidRequestError("max_tokens is given inside a sequence; accepted: outside of sequences")
         if self.new and self.control is not None:

@@ -386,12 +386,12 @@ class Scheduler:
         """Return what the next run does of a job, with slots for the states that it leaves."""
         rows = job.alive()
         final = steps == job.remaining
-        source: list[int] | None = None
+        source: Sequence[int] | None = None
         if job.slots:
             source = job.slots if rows is None else [job.slots[row] for row in rows]
         elif job.places and not all([place.start for place in job.places]):
             source = [INITIAL if place.start else _slot(place) for place in job.places]
-        target: list[int] | None = None
+        target: Sequence[int] | None = None
         if not final or job.places or job.generation is not None:
             bound = job.bound
             assert bound is not None
@@ -408,7 +408,7 @@ class Scheduler:
     def _advance(self, job: Job, reply: Reply, now: float) -> None:
         """Move the sequences of a job that is done to the states after it."""
         slots = job.slots or [_slot(place) for place in job.places]
-        job.slots = []
+        job.slots = ()
         kept: Reply | None = None
         if any([place.step is not None for place in job.places]):
             size = sum(array.nbytes for array in reply.outputs.values())
@@ -485,7 +485,7 @@ class Scheduler:
         """Take a job that is done out of its sequences, and let those go on."""
         for slot in job.slots:
             job.model.free(slot)
-        job.slots = []
+        job.slots = ()
         job.finish()
         freed: list[Job] = []
         for place in job.places:

@@ -299,13 +299,22 @@ class SequenceTable:
         if lane is None:
             return None
         jobs = list(lane.jobs)
+        if not jobs:
+            return lane.model if lane.slot is not None else None
         if all(job.model is lane.model for job in jobs):
-            return lane.model if jobs or lane.running else None
+            return lane.model
         # A step of many sequences may wait here that is meant for another's model, and will be refused.
         for job in reversed(jobs):
             if any(place.start and place.lane is lane for place in job.places):
                 return job.model
         return lane.model if lane.running else None
+
+    def idle_lane(self, model: Model, sequence_id: SequenceId) -> Lane | None:
+        """Return the lane of a sequence that runs on just this model and has no steps to do; None if it does not."""
+        lane = self._lanes.get((model.name, sequence_id))
+        if lane is None or lane.jobs or lane.slot is None or lane.model is not model:
+            return None
+        return lane
 
     def check_past(self, name: str, sequence_id: SequenceId) -> None:
         """Say what became of a sequence that is remembered.
