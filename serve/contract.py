@@ -8,6 +8,7 @@ A request is batch-first in every tensor: where the graph has the batch axis els
 import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -32,6 +33,28 @@ def batch_first(axes: Axes) -> Axes:
     if BATCH not in axes:
         return axes
     return (BATCH, *(axis for axis in axes if axis != BATCH))
+
+
+class Layout(NamedTuple):
+    """Where the axes of a tensor are.
+
+    Attributes:
+        batch: the batch axis in the graph; None if there is none.
+        time: the time axis of the batch-first tensor; None if there is none.
+        wire: the axes of the batch-first tensor.
+        fill: what its padding is filled with.
+    """
+
+    batch: int | None
+    time: int | None
+    wire: Axes
+    fill: int
+
+    @classmethod
+    def of(cls, axes: Axes, fill: int = 0) -> Self:
+        """Return the layout of a tensor with these axes in the graph."""
+        wire = batch_first(axes)
+        return cls(axes.index(BATCH) if BATCH in axes else None, wire.index(TIME) if TIME in wire else None, wire, fill)
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -107,6 +130,10 @@ class Contract:
         cuts: a request can be run in chunks, and others can join and leave in between.
         concatenated: names of the outputs whose chunks, one after the other, make the whole.
         fetchable: names of all outputs, states among them.
+        input_layouts: of the inputs, without states, by name.
+        output_layouts: of the outputs, states among them, by name.
+        lengths: the input of that role; None if there is none.
+        sizes: the input of that role; None if there is none.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -150,7 +177,13 @@ class Contract:
         ):
             self.joins = sizes.of
         self.unites = union_axes(manifest)
+        self.input_layouts = {each.name: Layout.of(each.axes, padding(each)) for each in manifest.inputs}
+        self.output_layouts = {each.name: Layout.of(each.axes) for each in manifest.outputs}
+        self.output_layouts |= {name: Layout.of(each.axes) for name, each in self.state_outputs.items()}
+        self.lengths = manifest.lengths
+        self.sizes = sizes
         self._plans: dict[Hashable, _Plan] = {}
+        self._fetches: dict[tuple[tuple[str, ...], bool, bool], list[str]] = {}
         self._lengths_name = manifest.lengths.name if manifest.lengths is not None else None
 
     def bind(
@@ -309,6 +342,24 @@ class Contract:
     def axes_of(self, output: str) -> Axes:
         """Return the axes of an output, or of the output of a state."""
         return (self.outputs[output] if output in self.outputs else self.state_outputs[output]).axes
+
+    def fetches(self, outputs: tuple[str, ...], *, ends: bool, keeps: bool) -> list[str]:
+        """Return what a run has to compute for a request, in the manifest's order.
+
+        Args:
+            outputs: those that the request wants.
+            ends: the request, or a row of it, ends with the run.
+            keeps: its states are wanted afterwards.
+        """
+        found = self._fetches.get((outputs, ends, keeps))
+        if found is None:
+            wanted = {name for name in outputs if ends or name in self.concatenated}
+            if keeps:
+                wanted.update(self.state_outputs)
+            if len(self._fetches) >= _PLANS:
+                self._fetches.clear()
+            found = self._fetches[outputs, ends, keeps] = [name for name in self.fetchable if name in wanted]
+        return found
 
     @property
     def required(self) -> list[str]:

@@ -160,36 +160,44 @@ class Job:
         return f"<Job {self.number} of {self.model.name!r}: {self.phase}, {self.position} of {self.steps} steps>"
 
 
-# Not frozen: that takes three times as long to make.
-@dataclass(kw_only=True, eq=False, slots=True)
 class Part:
     """What one run does of one job.
 
     Attributes:
         job: the job.
+        bound: its request.
         position: the first step.
         steps: how many; 0 steps are valid of a row that is shorter still.
         rows: which rows; None for all.
         final: the job is done with it.
         source: slots of the states that the rows start from; None for the initial values, or the request's own.
         target: slots that the states are written to afterwards; None if nobody wants them.
+        count: how many rows.
     """
 
-    job: Job
-    position: int
-    steps: int
-    rows: Sequence[int] | None
-    final: bool
-    source: Sequence[int] | None
-    target: Sequence[int] | None
+    __slots__ = ("bound", "count", "final", "job", "position", "rows", "source", "steps", "target")
 
-    @property
-    def count(self) -> int:
-        """How many rows."""
-        if self.rows is not None:
-            return len(self.rows)
-        assert self.job.bound is not None
-        return self.job.bound.rows
+    def __init__(
+        self,
+        job: Job,
+        bound: Bound,
+        *,
+        position: int,
+        steps: int,
+        rows: Sequence[int] | None,
+        final: bool,
+        source: Sequence[int] | None,
+        target: Sequence[int] | None,
+    ) -> None:
+        self.job = job
+        self.bound = bound
+        self.position = position
+        self.steps = steps
+        self.rows = rows
+        self.final = final
+        self.source = source
+        self.target = target
+        self.count = bound.rows if rows is None else len(rows)
 
 
 # A tuple, since it is made in every run, and an object takes five times as long to make.

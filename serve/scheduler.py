@@ -384,6 +384,8 @@ class Scheduler:
 
     def _part(self, job: Job, steps: int) -> Part:
         """Return what the next run does of a job, with slots for the states that it leaves."""
+        bound = job.bound
+        assert bound is not None
         rows = job.alive()
         final = steps == job.remaining
         source: Sequence[int] | None = None
@@ -393,8 +395,6 @@ class Scheduler:
             source = [INITIAL if place.start else _slot(place) for place in job.places]
         target: Sequence[int] | None = None
         if not final or job.places or job.generation is not None:
-            bound = job.bound
-            assert bound is not None
             if not job.slots:
                 if final and source is not None and INITIAL not in source:
                     target = source
@@ -403,7 +403,9 @@ class Scheduler:
             if target is None:
                 target = job.slots if rows is None else [job.slots[row] for row in rows]
         job.last = final and job.generation is None
-        return Part(job=job, position=job.position, steps=steps, rows=rows, final=final, source=source, target=target)
+        return Part(
+            job, bound, position=job.position, steps=steps, rows=rows, final=final, source=source, target=target
+        )
 
     def _advance(self, job: Job, reply: Reply, now: float) -> None:
         """Move the sequences of a job that is done to the states after it."""

@@ -5,18 +5,19 @@ Without a lock and a queue: a tick's jobs belong to whoever runs it until it is 
 
 import logging
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from cellport.errors import InternalServingError, ServingError
-from cellport.manifest import BATCH, TIME, Axes, InputSpec
+from cellport.manifest import BATCH, Axes, InputSpec
 
 from .codec import Array
-from .contract import Bound, Contract, batch_first, padding
+from .contract import Bound
 from .generation import advance
 from .jobs import Part, Run, Tick
 from .model import Model
+from .results import fetches_of, give, keep
 from .slots import INITIAL
 from .uniting import divided, united_feeds
 
@@ -87,54 +88,61 @@ def _run(model: Model, parts: Sequence[Part], steps: int, rows: int) -> Run:
     contract = model.contract
     started = time.perf_counter()
     together = bool(contract.unites) and len(parts) > 1
-    bounds = [_bound(part) for part in parts]
-    feeds = united_feeds(contract, bounds) if together else _feeds(model, parts, steps)
-    fetches = _fetches(contract, parts)
+    bounds = [part.bound for part in parts]
+    feeds = united_feeds(contract, bounds) if together else _feeds(model, parts, bounds, steps)
+    fetches = fetches_of(contract, parts)
     fed = time.perf_counter()
     results = model.run(feeds, fetches)
     ran = time.perf_counter()
-    _keep(model, parts, results, rows)
+    keep(model, parts, results, rows)
     if together:
         for part, outputs in zip(parts, divided(contract, bounds, results), strict=True):
             part.job.results = outputs
-    elif not _give_whole(contract, parts, results, steps):
-        start = 0
-        for part in parts:
-            stop = start + part.count
-            _give(contract, part, results, start, stop)
-            start = stop
-    _generate([part for part in parts if part.final and part.job.generation is not None])
+    else:
+        give(contract, parts, results, steps)
+    generating = [part for part in parts if part.job.generation is not None and part.final]
+    if generating:
+        _generate(generating)
     ended = time.perf_counter()
     if fetches:
         model.costs.observe(rows, steps, ended - started)
     return parts, steps, rows, started, fed, ran, ended
 
 
-def _feeds(model: Model, parts: Sequence[Part], steps: int) -> dict[str, Array]:
+def _feeds(model: Model, parts: Sequence[Part], bounds: Sequence[Bound], steps: int) -> dict[str, Array]:
     """Return the tensors of one run over all parts' rows, with the axes that the graph has."""
     contract = model.contract
     feeds: dict[str, Array] = {}
-    bounds = [_bound(part) for part in parts]
-    even = all([part.steps == steps for part in parts])
+    even = whole = True
+    measured = False
+    for part, bound in zip(parts, bounds, strict=True):
+        if part.steps != steps:
+            even = whole = False
+        elif whole and (part.rows is not None or bound.time not in (None, steps)):
+            whole = False
+        if bound.lengths is not None:
+            measured = True
     for name, first in bounds[0].inputs.items():
-        spec = contract.inputs[name]
-        if BATCH not in spec.axes:
+        layout = contract.input_layouts[name]
+        at = layout.time
+        if layout.batch is None:
             feeds[name] = first
             continue
-        wire = batch_first(spec.axes)
-        at = wire.index(TIME) if TIME in wire else None
-        cut = [_cut(bound.inputs[name], part, at) for part, bound in zip(parts, bounds, strict=True)]
-        for axis in contract.joins:
-            if axis in wire and len({array.shape[wire.index(axis)] for array in cut}) > 1:
-                cut = _widen(cut, wire.index(axis), padding(spec))
-        joined = _concatenate(cut) if at is None or even else _pad(cut, at, steps, padding(spec))
-        feeds[name] = _to_graph(joined, spec.axes)
-    lengths = contract.manifest.lengths
-    if lengths is not None and (
-        not even or lengths.name in model.required or any([each.lengths is not None for each in bounds])
-    ):
-        feeds[lengths.name] = _concatenate([_valid(part, bound) for part, bound in zip(parts, bounds, strict=True)])
-    sizes = contract.manifest.sizes
+        if len(parts) == 1:
+            joined = first if whole else _cut(first, parts[0], at)
+        else:
+            arrays = [bound.inputs[name] for bound in bounds]
+            if not whole:
+                arrays = [_cut(array, part, at) for array, part in zip(arrays, parts, strict=True)]
+            for axis in contract.joins:
+                if axis in layout.wire and len({array.shape[layout.wire.index(axis)] for array in arrays}) > 1:
+                    arrays = _widen(arrays, layout.wire.index(axis), layout.fill)
+            joined = np.concatenate(arrays) if at is None or even else _pad(arrays, at, steps, layout.fill)
+        feeds[name] = np.moveaxis(joined, 0, layout.batch) if layout.batch else joined
+    lengths = contract.lengths
+    if lengths is not None and (not even or measured or lengths.name in model.required):
+        feeds[lengths.name] = _valid(parts, bounds)
+    sizes = contract.sizes
     if sizes is not None and (contract.joins or sizes.name in model.required or bounds[0].extents is not None):
         feeds[sizes.name] = _concatenate([_extents(sizes, bound) for bound in bounds])
     if contract.states:
@@ -171,135 +179,6 @@ def _add_states(model: Model, parts: Sequence[Part], bounds: Sequence[Bound], fe
     feeds.update(gathered)
 
 
-def _fetches(contract: Contract, parts: Sequence[Part]) -> list[str]:
-    """Return the names of the outputs that a run has to compute, in the manifest's order."""
-    forms = set()
-    for part in parts:
-        bound = _bound(part)
-        forms.add((part.final or (bound.lengths is not None and bound.rows > 1), bound.outputs))
-    wanted: set[str] = set()
-    for ends, outputs in forms:
-        wanted.update(name for name in outputs if ends or name in contract.concatenated)
-    if any([part.target is not None for part in parts]):
-        wanted.update(contract.state_outputs)
-    return [name for name in contract.fetchable if name in wanted]
-
-
-def _keep(model: Model, parts: Sequence[Part], results: Mapping[str, Array], rows: int) -> None:
-    """Write the states after the run to where they are kept."""
-    slots: list[int] = []
-    places: list[int] = []
-    start = 0
-    for part in parts:
-        stop = start + part.count
-        if part.target is not None:
-            slots += part.target
-            places.extend(range(start, stop))
-        start = stop
-    if slots:
-        states = {state.input: results[state.output] for state in model.contract.states.values()}
-        model.arena.scatter(slots, states, None if len(slots) == rows else places)
-
-
-def _give_whole(contract: Contract, parts: Sequence[Part], results: Mapping[str, Array], steps: int) -> bool:
-    """Give each job its rows of the outputs, if all jobs ran whole, took all steps and want the same; else do nothing.
-
-    What is done with the axes is done once for all of them.
-    """
-    first = _bound(parts[0])
-    if contract.joins:
-        return False
-    for part in parts:
-        bound = _bound(part)
-        if (
-            not part.final
-            or part.position
-            or part.rows is not None
-            or bound.outputs != first.outputs
-            or bound.squeeze is not first.squeeze
-            or (bound.time is not None and bound.time != steps)
-        ):
-            return False
-    views: list[tuple[str, Array, bool]] = []
-    for name in first.outputs:
-        array, axes = results[name], contract.axes_of(name)
-        rowwise = BATCH in axes
-        at = axes.index(BATCH) if rowwise else 0
-        if at:
-            array = np.moveaxis(array, at, 0)
-        if first.time is not None and TIME in axes:
-            along = batch_first(axes).index(TIME)
-            if array.shape[along] != steps:
-                return False
-            if first.squeeze:
-                array = array.squeeze(along)
-        views.append((name, array, rowwise))
-    start = 0
-    for part in parts:
-        stop = start + part.count
-        part.job.results = {name: array[start:stop] if rowwise else array for name, array, rowwise in views}
-        start = stop
-    return True
-
-
-def _give(contract: Contract, part: Part, results: Mapping[str, Array], start: int, stop: int) -> None:
-    """Give a job its rows of the outputs. Those of a job that ran whole are views of the results."""
-    job, bound = part.job, _bound(part)
-    whole = part.final and not part.position
-    for name in bound.outputs:
-        if name not in results:
-            continue
-        axes = contract.axes_of(name)
-        array = _from_graph(results[name], axes, start, stop)
-        at = batch_first(axes).index(TIME) if TIME in axes and bound.time is not None else None
-        if whole:
-            array = array if at is None else _fit(array, at, bound.time)
-            job.results[name] = _trim(array, axes, contract.joins, bound) if contract.joins else array
-        elif at is not None and name in contract.concatenated:
-            _place(job.results, name, array, part, bound, at)
-        else:
-            _finish(job.results, name, array, part, bound)
-    if part.final:
-        squeezed = {name for name in bound.outputs if bound.squeeze and TIME in contract.axes_of(name)}
-        job.results = {
-            name: job.results[name].squeeze(batch_first(contract.axes_of(name)).index(TIME))
-            if name in squeezed
-            else job.results[name]
-            for name in bound.outputs
-        }
-
-
-def _place(results: dict[str, Array], name: str, array: Array, part: Part, bound: Bound, at: int) -> None:
-    """Put a chunk where it belongs in an output over time; what no chunk reaches is padding, and 0."""
-    found = results.get(name)
-    if found is None:
-        shape = list(array.shape)
-        shape[0], shape[at] = bound.rows, bound.time or 0
-        found = np.zeros(shape, array.dtype)
-        results[name] = found
-    chunk = np.moveaxis(array, at, 1)[:, : part.steps]
-    into = np.moveaxis(found, at, 1)[:, part.position : part.position + part.steps]
-    if part.rows is None:
-        into[:] = chunk
-    else:
-        into[list(part.rows)] = chunk
-
-
-def _finish(results: dict[str, Array], name: str, array: Array, part: Part, bound: Bound) -> None:
-    """Take the last value of the rows that end in this chunk."""
-    lengths = bound.lengths
-    if lengths is None or bound.rows == 1:
-        if part.final:
-            results[name] = array
-        return
-    found = results.get(name)
-    if found is None:
-        found = results[name] = np.zeros((bound.rows, *array.shape[1:]), array.dtype)
-    rows = np.arange(bound.rows) if part.rows is None else np.asarray(part.rows)
-    ends = lengths[rows] <= part.position + part.steps
-    found[rows[ends]] = array[ends]
-
-
 def _generate(parts: Sequence[Part]) -> None:
     """Draw the next tokens, and make each the step that follows."""
     if not parts:
@@ -313,25 +192,7 @@ def _generate(parts: Sequence[Part]) -> None:
         scores.append(found if found.ndim == 1 else found[job.steps - 1])
     advance(generations, scores)
     for part, generation in zip(parts, generations, strict=True):
-        part.job.bound = generation.next(_bound(part))
-
-
-def _fit(array: Array, at: int, time: int | None) -> Array:
-    """Return an output with the request's own time axis: shorter than the run's, or longer than its valid steps."""
-    assert time is not None
-    if array.shape[at] >= time:
-        return array[(slice(None),) * at + (slice(0, time),)]
-    shape = list(array.shape)
-    shape[at] = time
-    found = np.zeros(shape, array.dtype)
-    found[(slice(None),) * at + (slice(0, array.shape[at]),)] = array
-    return found
-
-
-def _bound(part: Part) -> Bound:
-    bound = part.job.bound
-    assert bound is not None
-    return bound
+        part.job.bound = generation.next(part.bound)
 
 
 def _cut(array: Array, part: Part, at: int | None) -> Array:
@@ -379,18 +240,20 @@ def _widen(arrays: Sequence[Array], at: int, fill: int) -> list[Array]:
     ]
 
 
-def _trim(array: Array, axes: Axes, joins: Sequence[str], bound: Bound) -> Array:
-    """Return a batch-first output with the request's own sizes along the axes that were padded."""
-    return array[tuple(slice(bound.sizes[str(axis)]) if axis in joins else slice(None) for axis in batch_first(axes))]
-
-
-def _valid(part: Part, bound: Bound) -> Array:
-    """Return how many steps of the part are valid, for each of its rows."""
-    if bound.lengths is None:
-        return np.full(part.count, part.steps if bound.time is not None else 0, np.int64)
-    lengths = bound.lengths if part.rows is None else bound.lengths[part.rows]
-    valid: Array = np.clip(lengths - part.position, 0, part.steps)
-    return valid
+def _valid(parts: Sequence[Part], bounds: Sequence[Bound]) -> Array:
+    """Return how many steps of each row of a run are valid."""
+    if not any([bound.lengths is not None for bound in bounds]):
+        steps = [part.steps if bound.time is not None else 0 for part, bound in zip(parts, bounds, strict=True)]
+        counts = [part.count for part in parts]
+        return np.repeat(np.asarray(steps, np.int64), counts)
+    found = []
+    for part, bound in zip(parts, bounds, strict=True):
+        if bound.lengths is None:
+            found.append(np.full(part.count, part.steps if bound.time is not None else 0, np.int64))
+        else:
+            lengths = bound.lengths if part.rows is None else bound.lengths[part.rows]
+            found.append(np.clip(lengths - part.position, 0, part.steps))
+    return _concatenate(found)
 
 
 def _concatenate(parts: Sequence[Array]) -> Array:
@@ -400,14 +263,6 @@ def _concatenate(parts: Sequence[Array]) -> Array:
 def _to_graph(array: Array, axes: Axes) -> Array:
     at = axes.index(BATCH)
     return array if at == 0 else np.moveaxis(array, 0, at)
-
-
-def _from_graph(array: Array, axes: Axes, start: int, stop: int) -> Array:
-    if BATCH not in axes:
-        return array
-    at = axes.index(BATCH)
-    first: Array = array if at == 0 else np.moveaxis(array, at, 0)
-    return first[start:stop]
 
 
 def _refusal(model: Model, error: Exception) -> Exception:

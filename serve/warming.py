@@ -69,7 +69,7 @@ def _once(model: Model, inputs: Mapping[str, Array], rows: int) -> float | None:
     for bound, slot in zip(bounds, slots, strict=True):
         job = Job(model=model, bound=bound, done=lambda _: None)
         kept = [slot] if keeps else None
-        parts.append(Part(job=job, position=0, steps=job.steps, rows=None, final=True, source=None, target=kept))
+        parts.append(Part(job, bound, position=0, steps=job.steps, rows=None, final=True, source=None, target=kept))
     try:
         started = time.perf_counter()
         failures = run_tick(Tick(model=model, parts=parts, steps=parts[0].steps, rows=rows))

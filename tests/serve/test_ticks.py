@@ -22,7 +22,9 @@ def job_of(model: Model, outputs: tuple[str, ...] = (), **inputs: Any) -> Job:
 def run(model: Model, *jobs: Job) -> list[dict[str, Any]]:
     """Run jobs together, whole, and return their outputs."""
     parts = [
-        Part(job=job, position=0, steps=job.steps, rows=None, final=True, source=None, target=None) for job in jobs
+        Part(job, job.bound, position=0, steps=job.steps, rows=None, final=True, source=None, target=None)
+        for job in jobs
+        if job.bound is not None
     ]
     steps, rows = max(job.steps for job in jobs), sum(part.count for part in parts)
     assert run_tick(Tick(model=model, parts=parts, steps=steps, rows=rows)) == [None] * len(jobs)
