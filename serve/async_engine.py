@@ -184,7 +184,10 @@ class AsyncEngine:
 
     def _hand_over(self) -> None:
         jobs, self._new = self._new, []
-        inline = self._way.take(time.perf_counter(), len(jobs)) and self._is_short(jobs)
+        met = len(jobs) > 1 or self.engine.busy
+        inline = self._way.take(time.perf_counter(), len(jobs), met=met) and self._is_short(jobs)
+        if inline and len(jobs) == 1 and self.engine.run_alone(jobs[0]):
+            return
         for job, error in self.engine.accept(jobs, self.engine.run_here if inline else None):
             job.done(error)
 

@@ -233,6 +233,11 @@ class Engine:
             self._sequences.end_all(name, "was ended when the model was unloaded")
 
     @property
+    def busy(self) -> bool:
+        """Whether a request waits or runs. Needs no lock: it may be another one's at once."""
+        return self._scheduler.running > 0 or self._scheduler.waiting > 0
+
+    @property
     def waiting(self) -> int:
         """Requests that have been accepted and have not begun to run."""
         with self._changed:
@@ -491,6 +496,19 @@ class Engine:
         if inline and here is not None:
             here()
         return refused
+
+    def run_alone(self, job: Job) -> bool:
+        """Accept a prepared request and run it on this thread, if nothing else waits or runs; return whether it was."""
+        with self._changed:
+            if self._closed or job.phase != "new" or job.controls:
+                return False
+            job.arrived = time.perf_counter()
+            tick = self._scheduler.start(job, self.clock())
+            if tick is None:
+                return False
+            self.runs += 1
+        self._run(tick)
+        return True
 
     def _admit(self, job: Job, now: float) -> list[Completion]:
         if self._closed:

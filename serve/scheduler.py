@@ -187,6 +187,30 @@ class Scheduler:
             place.lane.jobs.append(job)
         return [] if job.blocked else self._begin(job)
 
+    def start(self, job: Job, now: float) -> Tick | None:
+        """Accept a request and take it for a run of its own at once, which spares it the queue.
+
+        None, and nothing is done, unless nothing else waits or runs, and the request is neither a step of a sequence
+        nor a prompt and takes less time than the longest run.
+        """
+        steps = job.steps
+        if (
+            self._running
+            or self._waiting
+            or job.places
+            or job.bound is None
+            or job.generation is not None
+            or (job.deadline is not None and job.deadline <= now)
+            or job.model.costs.seconds(job.rows, steps) > self.settings.run_seconds
+        ):
+            return None
+        job.number = next(self._numbers)
+        job.phase = "running"
+        part = self._part(job, steps)
+        self._running = 1
+        self._rows[id(job.model)] = part.count
+        return Tick(model=job.model, parts=[part], steps=steps, rows=part.count)
+
     def cancel(self, job: Job, error: Exception) -> tuple[bool, list[Completion]]:
         """Drop a request that has not run to its end; return whether it will end with `error`.
 

@@ -39,3 +39,21 @@ def test_the_way_changes_when_callers_become_many_and_few_again() -> None:
     assert parts[1] < 0.05
     assert parts[2] > 0.7
     assert "inline" in repr(chooser)
+
+
+def test_a_caller_that_is_alone_is_served_by_the_loop_even_if_the_workers_seem_faster() -> None:
+    chooser, now, chosen = WayChooser(), 0.0, 0
+    for _ in range(64 * 64):
+        way = chooser.take(now, met=False)
+        chosen += way
+        now += 1.0 if way else 0.9
+    assert chosen / (64 * 64) > 0.95
+
+
+def test_that_a_caller_was_alone_is_forgotten_when_others_come() -> None:
+    chooser, now, chosen = WayChooser(), 0.0, 0
+    for number in range(40_000):
+        way = chooser.take(now, met=number >= 2000 and not chooser.inline)
+        chosen += way and number >= 20_000
+        now += 1.0 if way else 0.4
+    assert chosen / 20_000 < 0.05

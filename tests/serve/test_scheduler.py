@@ -515,3 +515,34 @@ def test_values_outside_the_range_are_accepted_in_the_padding_and_never_reach_th
     np.testing.assert_array_equal(ours.outputs["tags"][1, 1:], 0)
     with pytest.raises(InvalidRequestError, match=r"-5 at \[1, 1\]; accepted: 0 to 49"):
         job_of(lstm, tokens=tokens, lengths=np.array([2, 2]))
+
+
+def test_a_request_alone_is_started_past_the_queue_and_answered_as_through_it(lstm: Model) -> None:
+    used = lstm.slots.used
+    scheduler = scheduler_of()
+    lstm.costs = CostModel()
+    one, other = (job_of(lstm, tokens=tokens_of(7, seed=3)) for _ in range(2))
+    tick = scheduler.start(one, 0.0)
+    assert tick is not None
+    assert (tick.rows, tick.steps, scheduler.running, scheduler.waiting) == (1, 7, 1, 0)
+    assert scheduler.start(other, 0.0) is None, "another one runs"
+    alone = finish(scheduler, tick)[one]
+    scheduler.submit(other)
+    queued = drain(scheduler)[0][other]
+    assert isinstance(alone, Reply)
+    assert isinstance(queued, Reply)
+    np.testing.assert_array_equal(alone.outputs["tags"], queued.outputs["tags"])
+    assert (scheduler.running, lstm.slots.used) == (0, used)
+
+
+def test_what_has_to_wait_or_to_be_cut_is_not_started_past_the_queue(lstm: Model) -> None:
+    scheduler = scheduler_of(run_seconds=1e-9)
+    lstm.costs = CostModel()
+    assert scheduler.start(job_of(lstm, tokens=tokens_of(7, seed=3)), 0.0) is None, "longer than the longest run"
+    scheduler = scheduler_of()
+    late = job_of(lstm, tokens=tokens_of(7, seed=3))
+    late.deadline = 1.0
+    assert scheduler.start(late, 1.0) is None, "its deadline has passed"
+    scheduler.submit(job_of(lstm, tokens=tokens_of(7, seed=3)))
+    assert scheduler.start(job_of(lstm, tokens=tokens_of(7, seed=3)), 0.0) is None, "another one waits"
+    assert (scheduler.running, scheduler.waiting) == (0, 1)
