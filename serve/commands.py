@@ -74,6 +74,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from .engine import EngineSettings
+    from .memory import settle
     from .model import SessionSettings
     from .scheduler import BatchSettings
     from .sequences import SequenceSettings
@@ -108,7 +109,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"cellport serve: {error}", file=sys.stderr)
         return 2
-    server.serve_forever(lambda: print(_as_json(server) if arguments.json else _as_text(server), flush=True))
+
+    def ready() -> None:
+        settle()
+        print(_as_json(server) if arguments.json else _as_text(server), flush=True)
+
+    server.serve_forever(ready)
     return 0
 
 

@@ -515,25 +515,30 @@ class Engine:
             raise UnavailableError("the engine is closed")
         # Before a start makes room in the table, at the cost of another sequence.
         self._scheduler.check_room(job.size)
-        if len(job.controls) == 1:
-            control = job.controls[0]
-            lane = None if control.start else self._sequences.idle_lane(job.model, control.id)
-            if lane is None:
-                self._follow(job)
-                lane = self._lane(job.model, control, now)
-            job.places = [Place(lane=lane, start=control.start, end=control.end, step=control.step)]
-        elif job.controls:
+        controls = job.controls
+        if controls and job.bound is not None and not job.bound.states:
+            lanes = self._sequences.ready_lanes(job.model, controls)
+            if lanes is not None:
+                job.places = [Place(lane, end=control.end) for lane, control in zip(lanes, controls, strict=True)]
+                self._scheduler.submit_ready(job)
+                return []
+        if len(controls) == 1:
+            self._follow(job)
+            control = controls[0]
+            lane = self._lane(job.model, control, now)
+            job.places = [Place(lane, start=control.start, end=control.end, step=control.step)]
+        elif controls:
             self._follow(job)
             places: list[Place] = []
             try:
-                for control in job.controls:
+                for control in controls:
                     lane = self._lane(job.model, control, now)
                     lane.jobs.append(job)  # so that it is not evicted to make room for the next
-                    places.append(Place(lane=lane, start=control.start, end=control.end, step=control.step))
+                    places.append(Place(lane, start=control.start, end=control.end, step=control.step))
             finally:
                 for place in places:
                     place.lane.jobs.pop()
-                    if len(places) < len(job.controls):
+                    if len(places) < len(controls):
                         self._sequences.release(place.lane)
             job.places = places
         return self._scheduler.submit(job)

@@ -17,6 +17,7 @@ from .async_engine import AsyncEngine
 from .calls import Lifecycle
 from .engine import Engine
 from .envoy_control import ChildSettings, Drained, Failed, Loaded, ServedModel, Stop, inherited, served_by
+from .memory import settle
 from .table import build_table
 
 # What calls that are broken off may take to end.
@@ -119,6 +120,7 @@ async def _live(receive: Receive, send: Send) -> None:
         control.send(Failed(kind="", message=traceback.format_exc()))
         await send({"type": "lifespan.startup.failed", "message": ""})
         return
+    settle()
     control.send(Loaded(models=_child.models()))
     _child.obey()
     await send({"type": "lifespan.startup.complete"})

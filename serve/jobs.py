@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Outcome = Reply | Exception
 
 
-@dataclass(kw_only=True, eq=False, slots=True)
+# Not dataclasses, like all that is made for every row or request: those take several times as long to make.
 class Place:
     """A row's place in its sequence.
 
@@ -30,10 +30,13 @@ class Place:
         step: their number, if they have one.
     """
 
-    lane: "Lane"
-    start: bool = False
-    end: bool = False
-    step: int | None = None
+    __slots__ = ("end", "lane", "start", "step")
+
+    def __init__(self, lane: "Lane", *, start: bool = False, end: bool = False, step: int | None = None) -> None:
+        self.lane = lane
+        self.start = start
+        self.end = end
+        self.step = step
 
 
 class Job:

@@ -173,11 +173,7 @@ class Scheduler:
             QueueFullError: as many requests wait as are accepted.
         """
         self.check_room(job.size)
-        job.number = next(self._numbers)
-        self._classify(job)
-        job.phase = "waiting"
-        self._waiting += 1
-        self._bytes += job.size
+        self._count(job)
         if not job.places:
             self._push(job)
             return []
@@ -186,6 +182,20 @@ class Scheduler:
                 job.blocked += 1
             place.lane.jobs.append(job)
         return [] if job.blocked else self._begin(job)
+
+    def submit_ready(self, job: Job) -> None:
+        """Accept steps of sequences that `SequenceTable.ready_lanes` has nothing to ask of; there is room for them."""
+        self._count(job)
+        for place in job.places:
+            place.lane.jobs.append(job)
+        self._push(job)
+
+    def _count(self, job: Job) -> None:
+        job.number = next(self._numbers)
+        self._classify(job)
+        job.phase = "waiting"
+        self._waiting += 1
+        self._bytes += job.size
 
     def start(self, job: Job, now: float) -> Tick | None:
         """Accept a request and take it for a run of its own at once, which spares it the queue.
@@ -433,7 +443,14 @@ class Scheduler:
 
     def _advance(self, job: Job, reply: Reply, now: float) -> None:
         """Move the sequences of a job that is done to the states after it."""
-        slots = job.slots or [_slot(place) for place in job.places]
+        places = job.places
+        if not job.slots and not any([place.step is not None for place in places]):
+            for place in places:
+                self.sequences.stay(place.lane, now)
+                if place.end:
+                    self.sequences.end(place.lane)
+            return
+        slots = job.slots or [_slot(place) for place in places]
         job.slots = ()
         kept: Reply | None = None
         if any([place.step is not None for place in job.places]):

@@ -5,7 +5,7 @@ A pure table: it has no clock and no lock, and `now` is an argument. The schedul
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +22,7 @@ from cellport.errors import (
 from .codec import names
 from .jobs import Job
 from .model import Model
-from .requests import Reply, SequenceId
+from .requests import Control, Reply, SequenceId
 
 LaneKey = tuple[str, SequenceId]
 
@@ -285,6 +285,13 @@ class SequenceTable:
         if known:
             self._lanes.move_to_end(lane.key)
 
+    def stay(self, lane: Lane, now: float) -> None:
+        """Take note of a step without a number that has left its state where the state before was."""
+        lane.last_used = now
+        lane.answer = None
+        if self._lanes.get(lane.key) is lane:
+            self._lanes.move_to_end(lane.key)
+
     def model_of(self, name: str, sequence_id: SequenceId) -> Model | None:
         """Return the model that a sequence runs on, of whatever version; None if it is not running."""
         lane = self._lanes.get((name, sequence_id))
@@ -309,12 +316,26 @@ class SequenceTable:
                 return job.model
         return lane.model if lane.running else None
 
-    def idle_lane(self, model: Model, sequence_id: SequenceId) -> Lane | None:
-        """Return the lane of a sequence that runs on just this model and has no steps to do; None if it does not."""
-        lane = self._lanes.get((model.name, sequence_id))
-        if lane is None or lane.jobs or lane.slot is None or lane.model is not model:
-            return None
-        return lane
+    def ready_lanes(self, model: Model, controls: Sequence[Control]) -> list[Lane] | None:
+        """Return the lanes of a request's steps, if nothing has to be asked of them any more.
+
+        They run on just this model, have no steps to do, and the steps have no numbers and start none. None if it is
+        otherwise with one of them.
+        """
+        found = []
+        for control in controls:
+            lane = self._lanes.get((model.name, control.id))
+            if (
+                lane is None
+                or lane.jobs
+                or lane.slot is None
+                or lane.model is not model
+                or control.start
+                or control.step is not None
+            ):
+                return None
+            found.append(lane)
+        return found
 
     def check_past(self, name: str, sequence_id: SequenceId) -> None:
         """Say what became of a sequence that is remembered.

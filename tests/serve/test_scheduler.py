@@ -452,7 +452,7 @@ def test_what_leaves_the_scheduler_holds_its_tensors_no_longer(lstm: Model) -> N
     ran, late, alone, *steps = (job_of(lstm, tokens=np.array([[1]])) for _ in range(6))
     late.deadline = 0.0
     for step in steps:
-        step.places = [Place(lane=lane)]
+        step.places = [Place(lane)]
     for job in (ran, late, *steps):
         scheduler.submit(job)
     scheduler.cancel(steps[1], RequestCancelledError("cancelled"))
