@@ -109,14 +109,20 @@ class CostModel:
         return found
 
     def observe(self, rows: int, steps: int, seconds: float) -> None:
-        """Correct the figures by a run that took place."""
+        """Correct the figures by a run that took place.
+
+        A run that takes longer than expected may have done so at its beginning and end or in its steps. Each is
+        corrected as far as it matters for the run, so that short runs and long ones together tell them apart.
+        """
         self.usual += _WEIGHT * (rows - self.usual)
         expected = self.seconds(rows, steps)
-        factor = min(max(seconds / expected, _LIMITS[0]), _LIMITS[1]) ** _WEIGHT
+        wrong = min(max(seconds, expected * _LIMITS[0]), expected * _LIMITS[1]) - expected
         near = bisect.bisect_left(self._rows, rows)
         for index in {max(near - 1, 0), min(near, len(self._rows) - 1)}:
-            self._fixed[index] *= factor
-            self._step[index] *= factor
+            fixed, taken = self._fixed[index], steps * self._step[index]
+            gain = _WEIGHT * wrong / expected * (fixed + taken) / (fixed * fixed + taken * taken)
+            self._fixed[index] *= max(1 + gain * fixed, _LIMITS[0])
+            self._step[index] *= max(1 + gain * taken, _LIMITS[0])
 
     def _extend(self, known: int) -> None:
         """Carry the last measured figures on to the rows that were not reached, in proportion."""

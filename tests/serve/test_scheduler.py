@@ -283,6 +283,15 @@ def test_costs_are_corrected_by_the_runs_that_take_place() -> None:
     assert costs.seconds(64, 10) == CostModel().seconds(64, 10)
 
 
+def test_short_runs_and_long_ones_together_tell_the_fixed_time_from_that_of_the_steps() -> None:
+    costs = CostModel()
+    for number in range(1000):
+        steps = 1 + number % 40
+        costs.observe(8, steps, 1e-3 + steps * 2e-5)
+    assert costs.seconds(8, 0) == pytest.approx(1e-3, rel=0.15)
+    assert costs.step_seconds(8) == pytest.approx(2e-5, rel=0.15)
+
+
 def test_costs_are_measured_at_some_rows_and_carried_on_to_more() -> None:
     costs = CostModel(16)
     costs.measure(lambda rows, steps: None if rows > 4 else 1e-4 + steps * 1e-5 * rows, timed=True)
