@@ -40,6 +40,7 @@ from .requests import Control, Reply, Request, SequenceId
 from .scheduler import BatchSettings, Scheduler
 from .sequences import Answer, Lane, SequenceSettings, SequenceTable, check_recurrent
 from .statistics import ModelStatistics
+from .threads import name_thread
 from .ticks import run_tick
 from .versions import RepositorySettings, VersionPolicy
 from .warming import warm
@@ -721,6 +722,7 @@ class Engine:
 
     def _work(self) -> None:
         """Run what is waiting until the engine is closed; the body of every worker thread."""
+        name_thread("cellport-run")
         waited = False
         while True:
             with self._changed:

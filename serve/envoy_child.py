@@ -19,6 +19,7 @@ from .engine import Engine
 from .envoy_control import ChildSettings, Drained, Failed, Loaded, ServedModel, Stop, inherited, served_by
 from .memory import settle
 from .table import build_table
+from .threads import name_thread
 
 # What calls that are broken off may take to end.
 _BREAK_SECONDS = 2.0
@@ -109,6 +110,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 async def _live(receive: Receive, send: Send) -> None:
     global _child
     await receive()
+    name_thread("cellport-loop")
     control = inherited()
     try:
         _child = _Child(control, control.recv())
