@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
+from . import graph_sweeps
+
 op: Any = opset18  # its stubs type tensors by element, which a translation does not know
 
 LSTM_GATES = (0, 3, 1, 2)
@@ -126,4 +128,10 @@ def rnn(
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The table that `torch.onnx.export` takes as `custom_translation_table`."""
     operators = torch.ops.cellport
-    return {operators.lstm.default: lstm, operators.gru.default: gru, operators.rnn.default: rnn}
+    return {
+        operators.lstm.default: lstm,
+        operators.gru.default: gru,
+        operators.rnn.default: rnn,
+        operators.graph_schedule.default: graph_sweeps.graph_schedule,
+        operators.graph_sweep.default: graph_sweeps.graph_sweep,
+    }

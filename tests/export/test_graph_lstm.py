@@ -100,15 +100,23 @@ def test_graphs_of_up_to_a_thousand_nodes(name: str, tmp_path: Path) -> None:
     assert verify(model, tmp_path / "model.onnx", args=args, draw=any_neighbours, cases=cases).cases == 3 + len(cases)
 
 
-def test_a_sweep_is_one_scan_over_the_levels(segmenter: Any) -> None:
+def test_a_sweep_is_one_loop_that_reads_what_a_step_has(segmenter: Any) -> None:
     graph = onnx.load(segmenter[1]).graph
-    scans = [node for node in graph.node if node.op_type == "Scan"]
-    assert len(scans) == 1
-    body = next(each.g for each in scans[0].attribute if each.name == "body")
+    loops = [node for node in graph.node if node.op_type == "Loop"]
+    assert len(loops) == 1
+    body = next(each.g for each in loops[0].attribute if each.name == "body")
     operators = [node.op_type for node in body.node]
-    assert len(operators) == 23
+    assert len(operators) == 32
     assert operators.count("Gemm") == 2  # Un of the mean, and Un^f of the new h
-    assert operators.count("Gather") == operators.count("ScatterND") == 1
+    assert not [name for name in operators if name.startswith(("Scatter", "Transpose", "Reduce"))]
+
+
+def test_layers_share_what_follows_from_the_graph(tmp_path: Path) -> None:
+    export(tmp_path / "model.onnx", Segmenter(layers=3), verify=False)
+    operators = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert operators.count("Loop") == 3
+    assert operators.count("Scan") == 1  # which steps are visited together
+    assert operators.count("Compress") == 3  # earlier neighbours, the others, and where groups of steps begin
 
 
 def test_it_is_called_with_plain_arrays(segmenter: Any) -> None:
