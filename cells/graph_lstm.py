@@ -154,7 +154,11 @@ class GraphLSTM(nn.Module):
     def _exported(
         self, features: Tensor, neighbours: Tensor, levels: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, LSTMState]:
-        """All layers, in the form of `graph_visits`, with the nodes in the order in which they are visited."""
+        """All layers, in the form of `graph_visits`, with the nodes in the order in which they are visited.
+
+        Blocks of weights are sorted, and products are added to what they go to: a file does the one when it is made,
+        and the other at no cost.
+        """
         order, place, *schedule = graph_schedule(neighbours, levels)
         earlier, later = schedule[3:5]
         share = (earlier + later).clamp(min=1).unsqueeze(1).to(features.dtype).reciprocal()
@@ -162,13 +166,21 @@ class GraphLSTM(nn.Module):
         if state is not None:
             state = F.embedding(order, state[0]), F.embedding(order, state[1])
         for layer in range(self.layers):
-            own = self._own_gates(layer, features, state)
+            (weight, weight_f), (bias, bias_f) = self._blocks(f"weight_ih_l{layer}"), self._blocks(f"bias_l{layer}")
+            gates, forget = F.linear(features, weight, bias), F.linear(features, weight_f, bias_f)
             near_gates, near_f = self._blocks(f"weight_nh_l{layer}")
-            old = [] if state is None else [state[0], F.linear(state[0], near_f), state[1]]
+            kept, old = None, []
+            if state is not None:
+                h, m = state
+                weight, weight_f = self._blocks(f"weight_hh_l{layer}")
+                gates = torch.addmm(gates, h, weight.t())
+                kept = torch.sigmoid(torch.addmm(forget, h, weight_f.t())) * m
+                kept = 0.5 * kept if self.halved else kept
+                old = [h, F.linear(h, near_f), m]
             state = graph_sweep(
-                own["gates"],
-                own["forget"],
-                own.get("kept"),
+                gates,
+                forget,
+                kept,
                 old,
                 share,
                 schedule,
@@ -182,18 +194,6 @@ class GraphLSTM(nn.Module):
         assert state is not None
         h, m = F.embedding(place, state[0]), F.embedding(place, state[1])
         return F.embedding(place, features) if self.residual else h, LSTMState(h, m)
-
-    def _own_gates(self, layer: int, features: Tensor, state: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
-        """What a node's gates are of its own feature and state, and with a state what it keeps of its memory."""
-        (weight, weight_f), (bias, bias_f) = self._blocks(f"weight_ih_l{layer}"), self._blocks(f"bias_l{layer}")
-        gates, forget = F.linear(features, weight, bias), F.linear(features, weight_f, bias_f)
-        if state is None:
-            return {"gates": gates, "forget": forget}
-        h, m = state
-        weight, weight_f = self._blocks(f"weight_hh_l{layer}")
-        kept = torch.sigmoid(torch.addmm(forget, h, weight_f.t())) * m
-        gates = torch.addmm(gates, h, weight.t())
-        return {"gates": gates, "forget": forget, "kept": 0.5 * kept if self.halved else kept}
 
     def _blocks(self, name: str) -> tuple[Tensor, Tensor]:
         """A parameter's blocks of u, o and c, and that of f."""
@@ -211,22 +211,28 @@ class GraphLSTM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One layer; `share` [nodes, 1] is what each neighbour counts."""
         size = self.hidden_size
-        near_gates, near_f = self._blocks(f"weight_nh_l{layer}")
-        inputs = self._own_gates(layer, features, state)
-        inputs |= {"forget": inputs["forget"].unsqueeze(1), "share": share}
+        near_u, near_f, near_c, near_o = self._weight(f"weight_nh_l{layer}").chunk(4)
+        near_gates = torch.cat([near_u, near_c, near_o])
+        bias = self._weight(f"bias_l{layer}")
+        u, f, c, o = F.linear(features, self._weight(f"weight_ih_l{layer}"), bias).chunk(4, -1)
+        inputs = {"forget": f.unsqueeze(1), "share": share}
         # A node's row holds what its neighbours read: h, Un^f h (once for each version of h) and m.
         if state is None:
             held = features.new_zeros((features.shape[0], 3 * size))
         else:
             h, m = state
+            own_u, own_f, own_c, own_o = F.linear(h, self._weight(f"weight_hh_l{layer}")).chunk(4, -1)
+            u, c, o = u + own_u, c + own_c, o + own_o
+            inputs["kept"] = torch.sigmoid(f + own_f) * m * (0.5 if self.halved else 1.0)
             held = torch.cat([h, F.linear(h, near_f), m], -1)
         if self.gate_states == "old":  # then a node writes what it had: its neighbours' gates see no newer one
             inputs["gate"] = held[:, size : 2 * size]
+        inputs["gates"] = torch.cat([u, c, o], -1)
 
         def step(near: Tensor, node: dict[str, Tensor]) -> tuple[Tensor, tuple[()]]:
             h, gate, m = near.split_with_sizes([size, size, size], -1)
             share = node["share"]
-            u, o, c = (node["gates"] + F.linear(h.sum(1) * share, near_gates)).chunk(3, -1)
+            u, c, o = (node["gates"] + F.linear(h.sum(1) * share, near_gates)).chunk(3, -1)
             mean = (torch.sigmoid(node["forget"] + gate) * m).sum(1) * share
             m = (0.5 * mean if self.halved else mean) + torch.sigmoid(u) * torch.tanh(c)
             if "kept" in node:
