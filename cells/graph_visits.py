@@ -39,7 +39,7 @@ def graph_schedule(
     slots = (levels.flatten() >= 0).nonzero().squeeze(1)
     order = levels.flatten()[slots]
     nodes = len(order)
-    place = torch.zeros(nodes, dtype=torch.int64).scatter(0, order, torch.arange(nodes))
+    place = torch.empty_like(order).scatter(0, order, torch.arange(nodes, device=order.device))
     near = torch.cat([place + 1, place.new_zeros(1)])[neighbours[order]]
     step = slots // max(width, 1)
     counts = (levels >= 0).sum(1)
@@ -122,7 +122,7 @@ def graph_sweep(
         new_h.append(h)
         new_gate.append(h @ weight_forget.t() if newest else tables[1][start + 1 : stop + 1])
         new_m.append(m)
-    return torch.cat(new_h)[1:], torch.cat(new_m)[1:]
+    return torch.cat(new_h)[1:].clone(), torch.cat(new_m)[1:].clone()
 
 
 graph_sweep.register_fake(lambda *args: (torch.empty_like(args[1]), torch.empty_like(args[1])))

@@ -189,6 +189,84 @@ def test_a_graph_in_parts_is_what_its_parts_are(segmenter: Any) -> None:
         np.testing.assert_allclose(together[start:stop], scores(x[start:stop], part["neighbours"], order), atol=1e-6)
 
 
+def test_what_is_not_a_number_stays_in_its_part(segmenter: Any) -> None:
+    """Padding in lists of neighbours reads no other node, and nobody is multiplied by 0."""
+    case = united((12, 30))
+    case["features"][:12] = np.nan
+    (found,) = session(segmenter[1]).run(None, case)
+    with torch.no_grad():
+        wanted = segmenter[0](*tensors(case)).numpy()
+    assert np.isnan(found[:12]).all()
+    np.testing.assert_allclose(found[12:], wanted[12:], atol=1e-6)
+
+
+def test_lists_without_room_for_a_neighbour(segmenter: Any) -> None:
+    case = with_features({"neighbours": np.zeros((5, 0), np.int64), "levels": np.arange(5)[None]}, 5, F)
+    with torch.no_grad():
+        wanted = segmenter[0](*tensors(case)).numpy()
+    np.testing.assert_allclose(session(segmenter[1]).run(None, case)[0], wanted, atol=1e-6)
+
+
+class FromState(nn.Module):
+    """Features and state of each node, from a state that is given."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.graph = GraphLSTM(F, H, **options)
+
+    def forward(self, features: Tensor, neighbours: Tensor, levels: Tensor, h: Tensor, m: Tensor) -> tuple[Tensor, ...]:
+        """All [nodes, H]."""
+        output, state = self.graph(features, neighbours, levels, (h, m))
+        return output, *state
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_file_in_float64_equals_its_module_to_the_last_digits(name: str, tmp_path: Path) -> None:
+    """Any lists: nodes that are their own neighbours, or of more than four visited later, and all of a star."""
+    torch.manual_seed(0)
+    model = FromState(**OPTIONS[name]).double().eval()
+    rng = np.random.default_rng(0)
+
+    def case(graph: dict[str, np.ndarray], nodes: int) -> dict[str, np.ndarray]:
+        sizes = {"features": F, "h": H, "m": H}
+        values = {key: rng.standard_normal((nodes, size)) for key, size in sizes.items()}
+        return {"features": values.pop("features"), **graph, **values}
+
+    axes = {**AXES, "h": {0: "nodes"}, "m": {0: "nodes"}}
+    to_onnx(
+        model,
+        tensors(case(planar(9), 9)),
+        tmp_path / "model.onnx",
+        dynamic_shapes=axes,
+        draw=any_neighbours,
+        state=None,
+        verify=False,
+    )
+    sizes = ({"nodes": nodes, "degree": nodes + 1, "levels": 7, "width": 5} for nodes in (1, 3, 17, 40))
+    cases = [case(any_neighbours(rng, each), each["nodes"]) for each in sizes]
+    star = np.full((30, 29), -1)
+    star[0], star[1:, 0] = np.arange(1, 30), 0
+    orders = np.arange(30), np.arange(30)[::-1]
+    cases += [case({"neighbours": star, "levels": levels_of(star, order)}, 30) for order in orders]
+    runs = session(tmp_path / "model.onnx")
+    for each in cases:
+        with torch.no_grad():
+            wanted = model(*tensors(each))
+        for found, true in zip(runs.run(None, each), wanted, strict=True):
+            np.testing.assert_allclose(found, true.numpy(), rtol=1e-12, atol=1e-12)
+
+
+def test_threads_do_not_change_the_result(segmenter: Any) -> None:
+    """The runtime's ScatterND loses sums where several threads add to one row; a file does not use it so."""
+    case = with_features(planar(1500), 1500, F)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 4
+    many = onnxruntime.InferenceSession(str(segmenter[1]), options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = 1
+    one = onnxruntime.InferenceSession(str(segmenter[1]), options, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(many.run(None, case)[0], one.run(None, case)[0], atol=1e-6)
+
+
 def test_a_file_of_another_module_is_found_out(segmenter: Any) -> None:
     other = Segmenter(output="o_tanh_m").eval()
     other.load_state_dict(segmenter[0].state_dict())
