@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .checks import CellError, check_flag, check_input, check_size
 from .graph_visits import graph_schedule, graph_sweep
-from .levels import check_schedule, level_recurrence
+from .levels import check_indices, check_schedule, level_recurrence
 from .parameters import draw_parameter
 from .steps import LSTMState
 
@@ -136,13 +136,18 @@ class GraphLSTM(nn.Module):
             CellError: if a shape, a dtype or an index is not accepted, or a node is not in the levels once.
         """
         check_input("GraphLSTM", features, 2, "[nodes, features]", self.input_size, next(self.parameters()))
-        levels = check_schedule("GraphLSTM", "neighbours", neighbours, levels, features.shape[0])
+        exporting = torch.compiler.is_exporting()
+        if exporting:
+            check_indices("GraphLSTM: neighbours", neighbours, "[nodes, degree]", features.shape[0])
+            check_indices("GraphLSTM: levels", levels, "[levels, width]", features.shape[0])
+        else:
+            levels = check_schedule("GraphLSTM", "neighbours", neighbours, levels, features.shape[0])
         if state is not None:
             state = _check_states("GraphLSTM", state, (features.shape[0], self.hidden_size))
         if self.projects:
             features = F.linear(features, self._weight("weight_in"), self._weight("bias_in"))
-        if torch.compiler.is_exporting():
-            return self._exported(features, neighbours.to(torch.int64), levels, state)
+        if exporting:
+            return self._exported(features, neighbours.to(torch.int64), levels.to(torch.int64), state)
         count = (neighbours >= 0).sum(1, keepdim=True).clamp(min=1).to(features.dtype)
         share = 1 / count
         for layer in range(self.layers):

@@ -41,8 +41,8 @@ class _Graph:
         return call_op(op_type, *inputs, _num_outputs=outputs, **attributes)
 
     def size(self, value: ir.Value, axis: int) -> Any:
-        """Of one axis, a scalar."""
-        return self("Squeeze", self("Shape", value, start=axis, end=axis + 1))
+        """Of one axis, [1]."""
+        return self("Shape", value, start=axis, end=axis + 1)
 
     def column(self, value: ir.Value) -> Any:
         """[n] as [n, 1]."""
@@ -84,39 +84,32 @@ class _Body(_Graph):
 
 
 def graph_schedule(neighbours: ir.Value, levels: ir.Value) -> tuple[Any, ...]:
-    """`cellport::graph_schedule` in ONNX. Neighbours out of range make the order one that is out of range."""
+    """`cellport::graph_schedule` in ONNX. A graph and levels that do not fit are an error of the runtime."""
     g = _Graph()
-    nodes, width = g.size(neighbours, 0), g.size(levels, 1)
+    nodes, width = g.size(neighbours, 0), g.size(levels, 1)  # [1] each
+    members, read = (g("Reshape", each, [-1]) for each in (levels, neighbours))
     taken = g("GreaterOrEqual", levels, 0)
-    members = g("Reshape", levels, [-1])
     slots = g("Squeeze", g("NonZero", g("Reshape", taken, [-1])), [0])
-    # The runtime would read negative indices from the end, and the row behind the nodes, in silence.
-    read = g.first(g("Reshape", neighbours, [-1]), [-1])
-    low, high = (g("Reduce" + which, read, keepdims=0) for which in ("Min", "Max"))
-    wrong = g("Or", g("Less", low, -1), g("GreaterOrEqual", high, nodes))
-    count = g.size(slots, 0)
-    wrong = g("Or", wrong, g("Not", g("Equal", count, nodes)))
-    end = g("Reshape", nodes, [1])
-    visited = g("Concat", g("Gather", members, slots), end, axis=0)
-    visited = g("Add", visited, g("Mul", g.integers(wrong), g("Add", nodes, 2)))
-    numbers = g("Concat", g("Range", 1, g("Add", count, 1), 1), [0], axis=0)
-    numbered = g("ScatterElements", g("Expand", 0, g("Add", end, 1)), visited, numbers, axis=0)
-    # What is of a node each comes after this: it has another size than it is known for where something is wrong.
-    slots = g("Add", slots, g("Slice", numbered, [-1], [_END]))
+    count = g("Size", slots)
+    empty = g("Expand", 0, g("Add", nodes, 1))
+    numbers = g("Range", 1, g("Add", count, 1), 1)
+    numbered = g("ScatterElements", empty, g("Gather", members, slots), numbers, axis=0)
+    places = g("Slice", numbered, [0], [-1])
+    slots = g("Add", slots, _refused(g, members, read, places, count, nodes))
     order = g("Gather", members, slots)
     rows = g("Gather", neighbours, order)
     near = _taken(g, numbered, rows)
-    place = g("Sub", g("Slice", numbered, [0], [-1]), 1)
+    place = g("Sub", places, 1)
 
     step = g("Div", slots, width)
     counts = g("ReduceSum", g.integers(taken), [1], keepdims=0)
-    starts = g("Sub", g("CumSum", counts, 0), counts)
+    starts = g("CumSum", counts, 0, exclusive=1)
     before = g("Gather", starts, step)
     early, late = _early_and_late(g, near, before)
     earlier, later = (g("ReduceSum", g.integers(each), [1], keepdims=0) for each in (early, late))
 
     # The last place that a step reads, plus one: within the group it is in, or before it.
-    last = g("ReduceMax", g("Transpose", _lists(g, near, early, earlier), perm=[1, 0]), [1], keepdims=0)
+    last = g("ReduceMax", _lists(g, near, early, earlier), [0], keepdims=0)
     last = g("ScatterElements", g("Expand", 0, g("Shape", starts)), step, last, axis=0, reduction="max")
     body = _Body(f"{levels.name}_groups")
     group, read, start = (body.input(name, ir.DataType.INT64) for name in ("group", "read", "start"))
@@ -158,11 +151,11 @@ def graph_sweep(
 
     lists = _lists(g, near, early, earlier)
     first = g("Compress", starts, begins, axis=0)
-    stop = g("Concat", g("Slice", first, [1], [_END]), g("Shape", near, start=0, end=1), axis=0)
+    stop = g("Concat", g("Slice", first, [1], [_END]), g.size(near, 0), axis=0)
     group = g("Gather", g("Sub", g("CumSum", g.integers(begins), 0), 1), step)
     most = g("ScatterElements", g("Expand", 1, g("Shape", first)), group, earlier, axis=0, reduction="max")
     from_node, to_node = g.column(first), g.column(stop)
-    from_list = g("Concat", g("Mul", from_node, 0), from_node, axis=1)
+    from_list = g("Pad", from_node, [0, 1, 0, 0])
     to_list = g("Concat", g.column(most), to_node, axis=1)
 
     number, going = body.input("number", ir.DataType.INT64), body.input("going", ir.DataType.BOOL)
@@ -175,11 +168,10 @@ def graph_sweep(
         own = body("Add", body("Gather", states[1], read), own)
     elif old:
         own = body("Add", body("Gather", tables[1], read), own)
-    remembered = _sum(body, body("Mul", body("Sigmoid", own), m))
-    mean = body("Mul", remembered, part)
+    both = body("Concat", h, body("Mul", body("Sigmoid", own), m), axis=2)
+    mean_h, mean = body("Split", body("Mul", _sum(body, both), part), axis=1, num_outputs=2, outputs=2)
     if halved:
         mean = body("Mul", mean, np.asarray(0.5, dtype.numpy()))
-    mean_h = body("Mul", _sum(body, h), part)
     a = body("Gemm", mean_h, weight_gates, body("Slice", gates, start, end), transB=1)
     u, o, c = body("Split", a, axis=1, num_outputs=3, outputs=3)
     m = body("Add", mean, body("Mul", body("Sigmoid", u), body("Tanh", c)))
@@ -190,9 +182,23 @@ def graph_sweep(
     new = [h, body("Gemm", h, weight_forget, transB=1), m] if newest else [h, m]
     grown = [body("Concat", state, rows, axis=0) for state, rows in zip(states, new, strict=True)]
     graph = body.graph([number, going, *states], [body("Identity", going), *grown], [going, *states])
-    found = g("Loop", g.size(first, 0), True, *[none] * len(states), outputs=len(states), body=graph)
+    found = g("Loop", g("Size", first), True, *[none] * len(states), outputs=len(states), body=graph)
     h, m = (g("Slice", each, [1], [_END]) for each in (found[0], found[-1]))
     return h, m
+
+
+def _refused(g: _Graph, members: Any, read: Any, places: Any, count: Any, nodes: Any) -> Any:
+    """0, or an error of the runtime: an index is out of range, or a node is not in one slot.
+
+    The runtime would read negative indices from the end, and the row behind the nodes, in silence. What has one row a
+    node comes after this: were there more or fewer, the runtime would write over what is beside it, or say so.
+    """
+    indices = g("Concat", [-1], members, read, axis=0)
+    low, high = (g("Reduce" + which, indices, keepdims=0) for which in ("Min", "Max"))
+    least = g("ReduceMin", g.first(places, [1]), keepdims=0)
+    outside = g("Or", g("Less", low, -1), g("GreaterOrEqual", high, nodes))
+    uneven = g("Or", g("Less", least, 1), g("Not", g("Equal", count, nodes)))
+    return g("Gather", [0], g.integers(g("Or", outside, uneven)))
 
 
 def _early_and_late(g: _Graph, near: Any, before: Any) -> tuple[Any, Any]:
@@ -210,7 +216,7 @@ def _lists(g: _Graph, near: Any, chosen: Any, counts: Any) -> Any:
 def _rows(g: _Graph, near: Any, chosen: Any, counts: Any) -> tuple[Any, Any]:
     """Chosen neighbours of all nodes one behind the other, then a 0; where each node's begin."""
     listed = g("Compress", g("Reshape", near, [-1]), g("Reshape", chosen, [-1]), axis=0)
-    return g("Concat", listed, [0], axis=0), g("Sub", g("CumSum", counts, 0), counts)
+    return g("Concat", listed, [0], axis=0), g("CumSum", counts, 0, exclusive=1)
 
 
 def _columns(g: _Graph, rows: tuple[Any, Any], counts: Any, numbers: Any) -> Any:
