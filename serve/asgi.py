@@ -122,7 +122,7 @@ class GrpcApplication:
             )
         return frame(data)
 
-    def _look_later(self, exchange: "Exchange") -> None:
+    def _look_later(self, exchange: Exchange) -> None:
         """Find out in a while whether the client is still there.
 
         Once the request has been read, a server may tell that only when it is asked (pyvoy does). Most calls are done

@@ -176,16 +176,19 @@ class Pump:
             self._asker.soon(self)
 
     def ask(self) -> None:
-        """Ask for what comes next, unless that has been done or what is there is enough."""
+        """Ask for what comes next, unless that has been done, or what cannot be taken yet is enough."""
         self._asking = False
-        if (
-            not self._receiving
-            and not self._done.done()
-            and not self._exchange.ended
-            and self._reader.waiting < GATHERED_BYTES
-        ):
-            self._receiving = True
-            self._exchange.receive().add_done_callback(self._received)
+        if self._receiving or self._done.done() or self._exchange.ended:
+            return
+        if self._blocked and self._reader.waiting >= GATHERED_BYTES:
+            return
+        try:
+            received = self._exchange.receive()
+        except Exception as error:  # other streams are asked after this one
+            self._stop(error)
+            return
+        self._receiving = True
+        received.add_done_callback(self._received)
 
     def _received(self, received: "asyncio.Future[Event]") -> None:
         self._receiving = False

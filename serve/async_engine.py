@@ -101,8 +101,11 @@ class Pending:
 
     def _deliver(self, outcome: Outcome) -> None:
         self.done = True
+        self.job = None  # which holds this
         if self._timer is not None:
             self._timer.cancel()
+        if isinstance(outcome, Exception):
+            outcome.__traceback__ = None  # it holds frames that hold the request, and that holds its outcome
         self._receive(outcome)
 
     def _expire(self) -> None:
@@ -171,16 +174,34 @@ class AsyncEngine:
         Raises:
             ServingError: one of its subclasses says why there is no answer.
         """
+        return await self.wait(*self.start(request))
+
+    def start(self, request: Request) -> "tuple[asyncio.Future[Outcome], Pending]":
+        """Take a request, and return what to `wait` for.
+
+        Raises:
+            ServingError: the request is wrong.
+        """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        pending = self.submit(request, functools.partial(_settle, future))
+        return future, self.submit(request, functools.partial(_settle, future))
+
+    async def wait(self, future: "asyncio.Future[Outcome]", pending: "Pending") -> Reply:
+        """Wait for the reply to a request; see `call`.
+
+        Raises:
+            ServingError: one of its subclasses says why there is no answer.
+        """
         try:
             outcome = await future
         except asyncio.CancelledError:
             pending.cancel()
             raise
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        finally:
+            del outcome, future, pending  # or an error would hold itself, by its traceback
 
     def _hand_over(self) -> None:
         jobs, self._new = self._new, []

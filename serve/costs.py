@@ -121,8 +121,8 @@ class CostModel:
         for index in {max(near - 1, 0), min(near, len(self._rows) - 1)}:
             fixed, taken = self._fixed[index], steps * self._step[index]
             gain = _WEIGHT * wrong / expected * (fixed + taken) / (fixed * fixed + taken * taken)
-            self._fixed[index] *= max(1 + gain * fixed, _LIMITS[0])
-            self._step[index] *= max(1 + gain * taken, _LIMITS[0])
+            self._fixed[index] *= 1 + gain * fixed
+            self._step[index] *= 1 + gain * taken
 
     def _extend(self, known: int) -> None:
         """Carry the last measured figures on to the rows that were not reached, in proportion."""

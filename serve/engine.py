@@ -509,6 +509,7 @@ class Engine:
                 return False
             self.runs += 1
         self._run(tick)
+        self._leave_waiting()
         return True
 
     def _admit(self, job: Job, now: float) -> list[Completion]:
@@ -692,6 +693,10 @@ class Engine:
     def run_here(self) -> None:
         """Run what this thread has brought; what it does not get to is a worker's."""
         self.run_waiting()
+        self._leave_waiting()
+
+    def _leave_waiting(self) -> None:
+        """Leave what came while this thread ran something to a worker, who may have found no room for it."""
         with self._changed:
             if self._scheduler.waiting:
                 self._changed.notify()

@@ -63,19 +63,19 @@ class Head:
     """A message up to the contents of its only tensor.
 
     Attributes:
-        size: its bytes.
+        total: bytes of the whole message.
         form: its form.
         parameters: what its parameters say.
         name: the tensor's name.
         shape: its shape.
         dtype: its element type.
-        request: what was last made of such a message; whoever takes it sets what may differ.
+        request: what was last made of such a message, without its inputs; whoever takes it sets what may differ.
     """
 
-    __slots__ = ("dtype", "form", "name", "parameters", "request", "shape", "size")
+    __slots__ = ("dtype", "form", "name", "parameters", "request", "shape", "total")
 
-    def __init__(self, size: int, form: Form, parameters: Parameters) -> None:
-        self.size = size
+    def __init__(self, total: int, form: Form, parameters: Parameters) -> None:
+        self.total = total
         self.form = form
         self.parameters = parameters
         self.name, self.shape, self.dtype, _ = form.tensors[0]
@@ -165,7 +165,7 @@ class RequestReader:
         size = self._head_sizes.get(len(data))
         if size is not None:
             head = self._heads.get(data[:size])
-            if head is not None:
+            if head is not None and head.total == len(data):
                 inputs = {head.name: np.ndarray(head.shape, head.dtype, data[size:])}
                 return Received(request_id=b"", parameters=head.parameters, form=head.form, inputs=inputs, head=head)
         try:
@@ -222,12 +222,16 @@ class RequestReader:
         return Received(request_id=request_id, parameters=parameters, form=form, inputs=inputs, head=head)
 
     def _remember(self, data: bytes, total: int, form: Form, parameters: Parameters) -> Head:
-        """Keep what is known of messages of so many bytes that begin with `data`."""
+        """Return what is known of messages of so many bytes that begin with `data`, and keep it."""
+        found = self._heads.get(data)
+        if found is not None:
+            self._head_sizes[total] = len(data)
+            return found
         if len(self._heads) >= _HEADS or self._head_bytes > _HEAD_BYTES:
             self._heads.clear()
             self._head_sizes.clear()
             self._head_bytes = 0
-        head = Head(len(data), form, parameters)
+        head = Head(total, form, parameters)
         if len(data) <= _LONGEST:
             self._heads[data] = head
             self._head_sizes[total] = len(data)
@@ -275,7 +279,7 @@ def _read_whole(data: bytes) -> Received:
     try:
         parameters = read_parameters(message.parameters)
     except InvalidRequestError as found:
-        error = found
+        error = found.with_traceback(None)  # which holds this frame, and that the error
     return Received(request_id=message.id.encode(), parameters=parameters, message=message, error=error)
 
 

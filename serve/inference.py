@@ -1,17 +1,22 @@
 """ModelInfer and ModelStreamInfer: from bytes to the engine's requests, and from its replies to bytes."""
 
+import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from cellport.errors import QueueFullError
 
 from .async_engine import AsyncEngine, Pending
 from .calls import CallContext, Lifecycle
+from .codec import Array
 from .forms import Received, ReplyWriter, RequestReader
 from .jobs import Outcome
 from .requests import Request
 from .streams import InferenceStream, answer_stream
+
+_NONE: Mapping[str, Array] = {}
+"""Inputs of a request that the engine has taken: the next one that is made of it must not hold the last one's."""
 
 
 class InferenceCalls:
@@ -44,10 +49,16 @@ class InferenceCalls:
         lifecycle.enter()
         try:
             received = self.reader.read(data)
-            reply = await self._engine.call(self._request(received, context))
+            reply = await self._engine.wait(*self._start(received, context))
             return self.check_size(self.writer.write(reply, received.id))
         finally:
             lifecycle.leave()
+
+    def _start(self, received: Received, context: CallContext) -> "tuple[asyncio.Future[Outcome], Pending]":
+        request = self._request(received, context)
+        started = self._engine.start(request)
+        request.inputs = _NONE
+        return started
 
     def open(
         self, context: CallContext, write: Callable[[bytes], None], changed: Callable[[], None]
@@ -72,7 +83,9 @@ class InferenceCalls:
             ServingError: it is wrong.
         """
         request = self._request(received, context)
-        return self._engine.submit(request, receive, None if request.sampling is None else receive_token)
+        pending = self._engine.submit(request, receive, None if request.sampling is None else receive_token)
+        request.inputs = _NONE
+        return pending
 
     def check_size(self, data: bytes) -> bytes:
         """Refuse to send a message that is too large; in a stream, gRPC itself would break off all other requests.
@@ -94,10 +107,14 @@ class InferenceCalls:
             ServingError: it is wrong.
         """
         if received.error is not None:
-            raise received.error
+            error, received.error = received.error, None
+            try:
+                raise error
+            finally:
+                del error  # or it would hold itself, by its traceback
         head = received.head
         if head is not None and head.request is not None:
-            # The engine keeps nothing of a request but what it was made of.
+            # The engine has taken what it needs of the last one.
             request = head.request
             request.inputs = received.inputs()
             request.deadline = context.deadline

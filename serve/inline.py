@@ -48,6 +48,8 @@ class WayChooser:
             met: they have found others, that wait or run, or are several.
         """
         self._met = self._met or met
+        if count > 1:
+            self._alone = False
         if self._since is None:
             self._since = now
             return self.inline

@@ -120,20 +120,26 @@ class InferenceStream:
     def receive(self, entry: _Entry, outcome: Outcome) -> None:
         """Take an outcome, and send it unless an earlier step of the same sequence is not answered yet."""
         if entry.generates and isinstance(outcome, Reply):
+            entry.pending = None
             del self._entries[entry]
             if entry.final:  # its tokens have all been sent
                 empty = replace(outcome, outputs={})
                 self._write(stream_response(self._calls.writer.write(empty, entry.received.id, _FINAL)))
             self._changed()
             return
+        if isinstance(outcome, Exception):
+            self._send(entry, _write_error(outcome, entry))
+            return
         try:
-            if isinstance(outcome, Exception):
-                raise outcome
             parameters = _FINAL if entry.final else None
             response = stream_response(self._calls.writer.write(outcome, entry.received.id, parameters))
             self._calls.check_size(response)
         except Exception as error:
             response = _write_error(error, entry)
+        self._send(entry, response)
+
+    def _send(self, entry: _Entry, response: bytes) -> None:
+        entry.pending = None  # which holds the entry
         key = entry.key
         if key is None:
             del self._entries[entry]

@@ -181,8 +181,6 @@ def _add_states(model: Model, parts: Sequence[Part], bounds: Sequence[Bound], fe
 
 def _generate(parts: Sequence[Part]) -> None:
     """Draw the next tokens, and make each the step that follows."""
-    if not parts:
-        return
     generations, scores = [], []
     for part in parts:
         job, generation = part.job, part.job.generation

@@ -103,6 +103,67 @@ def test_a_request_of_a_known_form_is_not_parsed_as_a_whole() -> None:
     assert received.form is reader.read(message.SerializeToString()).form
 
 
+def step(length: int, **parameters: int) -> ModelInferRequest:
+    """A request of one tensor, without an id, as most steps of a stream are."""
+    message = ModelInferRequest(model_name="m", raw_input_contents=[bytes(range(8 * length))])
+    message.inputs.add(name="x", datatype="INT64", shape=[1, length])
+    for name, value in parameters.items():
+        message.parameters[name].int64_param = value
+    return message
+
+
+def test_messages_with_one_head_are_read_by_it_and_only_they() -> None:
+    reader = RequestReader()
+    messages = [step(length, **given) for length in (1, 2) for given in ({}, {"a": 7})]
+    heads = [reader.read(message.SerializeToString()).head for message in messages]
+    assert len({id(head) for head in heads}) == 4
+    other = step(2)
+    other.raw_input_contents[0] = bytes(16)
+    received = reader.read(other.SerializeToString())
+    assert received.head is heads[2]
+    assert received.inputs()["x"].tolist() == [[0, 0]]
+
+
+END = [
+    b"",
+    ModelInferRequest(id="seven").SerializeToString(),
+    ModelInferRequest(id="123456").SerializeToString(),
+    ModelInferRequest(raw_input_contents=[bytes(6)]).SerializeToString(),
+    ModelInferRequest(raw_input_contents=[bytes(8)]).SerializeToString(),
+    step(1, sequence_id=7).SerializeToString()[: -10 - 8],
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 4),
+            st.sampled_from([{}, {"sequence_id": 7}, {"sequence_id": 70_000}]),
+            st.sampled_from(END),
+            st.integers(0, 20),
+        ),
+        max_size=12,
+    )
+)
+def test_what_was_read_before_changes_nothing(drawn: list[tuple[int, dict[str, int], bytes, int]]) -> None:
+    """Messages of equal sizes, with fields behind the contents, or cut short, as a new reader reads them."""
+
+    def read(reader: RequestReader, data: bytes) -> object:
+        try:
+            found = reader.read(data)
+        except InvalidRequestError as error:
+            return str(error)
+        inputs = outcome(found.inputs)
+        return found.model, found.id, str(found.error), found.parameters, inputs
+
+    reader = RequestReader()
+    for length, parameters, end, short in drawn:
+        data = step(length, **parameters).SerializeToString() + end
+        data = data[: len(data) - short] if short > 12 else data
+        assert read(reader, data) == read(RequestReader(), data)
+
+
 def test_an_identifier_that_is_no_text_is_refused_in_a_known_form_too() -> None:
     message = ModelInferRequest(model_name="m", id="@", raw_input_contents=[bytes(8)])
     message.inputs.add(name="x", datatype="INT64", shape=[1])

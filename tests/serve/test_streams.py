@@ -57,6 +57,17 @@ def test_a_sequence_by_stream_answers_step_by_step_what_one_pass_answers(triton:
     np.testing.assert_allclose(result.as_numpy("last"), whole.as_numpy("last"), atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [1_000, 9_000, 100_000])
+def test_a_message_of_any_size_is_taken_in_as_many_parts_as_it_comes_in(stream: Stream, length: int) -> None:
+    x = np.ones((1, length), np.float32)
+    for number in range(2):
+        stream.send("sums", "x", x, request_id=str(number))
+    for _ in range(2):
+        result, error = stream.receive()
+        assert error is None
+        np.testing.assert_array_equal(result.as_numpy("sums"), x.cumsum(1))
+
+
 def test_the_time_axis_may_be_left_out_inside_a_sequence_and_then_is_left_out_of_the_answer(stream: Stream) -> None:
     stream.send("lstm", "tokens", np.array([4]), sequence_id="word", sequence_start=True)
     stream.send("lstm", "tokens", np.array([[5, 6]]), sequence_id="word", sequence_end=True)
