@@ -16,7 +16,9 @@ One gather skews, flips and stacks the directions, and one brings everything bac
 
 import functools
 import math
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +62,7 @@ class Diagonals:
         self._rank = rank
         self._same_for_images = sizes is None
         self._per_image = sizes is not None or flips is not None
+        self._sizes = sizes
         self.sizes: dict[int, Tensor | int] = {
             d: n if sizes is None else self._spread(sizes[:, d], -1) for d, n in enumerate(self.grid)
         }
@@ -68,6 +71,36 @@ class Diagonals:
         coordinates = {d: self._range(self.grid[d], self.leading + axis) for axis, d in enumerate(self.slots)}
         coordinates[along] = self._range(self.count, 0) - sum(coordinates.values())
         self.coordinates = coordinates
+
+    @property
+    def in_rows(self) -> tuple[int, ...]:
+        """The dimensions whose slots are rows, the slowest first."""
+        return self.slots[self._count_apart :]
+
+    @property
+    def unit(self) -> int:
+        """The rows of one slot along the first dimension of rows."""
+        return math.prod([*(self.grid[d] for d in self.in_rows[1:]), self.batch])
+
+    @property
+    def rows(self) -> int:
+        """The rows of all slots."""
+        return math.prod([*(self.grid[d] for d in self.in_rows), self.batch])
+
+    def active(self) -> tuple[Tensor, Tensor]:
+        """Between which slots along the first dimension of rows there are positions: int64 [diagonals] from and to."""
+        largest: dict[int, Tensor | int] = dict(enumerate(self.grid))
+        if self._sizes is not None:
+            # There may be no images.
+            every = torch.cat([self._sizes.new_zeros(1, len(self.grid)), self._sizes])
+            largest = dict(enumerate(every.amax(0).unbind()))
+        first = self.in_rows[0]
+        place = torch.arange(self.count, device=self.device)
+        high = torch.where(place < largest[first], place + 1, largest[first])
+        # Where the last of the other dimensions' slots has its last position.
+        reach = _total([largest[d] - 1 for d in range(len(self.grid)) if d != first])
+        low = torch.where(place - reach < high, place - reach, high - 1)
+        return low.clamp(min=0), high
 
     def valid(self) -> Tensor:
         """Which slots hold a position of their image: bool [diagonals, (1), (slots of the dimension apart), rows]."""
@@ -81,7 +114,7 @@ class Diagonals:
         The rows are followed by those of what enters at the near side, in the order of `enter_side`; or by one for
         each image, where the same enters everywhere.
         """
-        dimensions = self.slots[self._count_apart :]
+        dimensions = self.in_rows
         rank = len(dimensions) + 1
         places = {d: _range(self.grid[d], axis, rank, self.device) for axis, d in enumerate(dimensions)}
         batch = _range(self.batch, rank - 1, rank, self.device)
@@ -143,7 +176,7 @@ class Diagonals:
             is not apart.
         """
         slots = [1 if d == dimension else self.grid[d] for d in self.slots]
-        if dimension in self.slots[self._count_apart :]:
+        if dimension in self.in_rows:
             slots = slots[: self._count_apart]
         front, tail = values.shape[: self.leading - 1], values.shape[self.leading :]
         values = values.reshape(*front, *[1] * len(slots), self.batch, *tail)
@@ -303,8 +336,8 @@ def _range(size: int, axis: int, rank: int, device: torch.device) -> Tensor:
     return torch.arange(size, device=device).reshape([size if each == axis else 1 for each in range(rank)])
 
 
-def _total(coordinates: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, coordinates)
+def _total(coordinates: Iterable[Any]) -> Any:
+    return functools.reduce(operator.add, coordinates)
 
 
 def _gather(values: Tensor, index: Tensor, axes: int, inside: Tensor | None = None) -> Tensor:

@@ -57,28 +57,32 @@ def run_blank(
     runs = [] if flips is None else [len(flips)]
     batch = h.shape[depth]
     # Each is a tensor of its own: the tracer of torch's scan refuses one that is there twice.
-    outside = tuple([tuple([h.new_zeros(*runs, batch, d) for _ in range(n)]) for n in _counts(form)])
-    side = (
-        tuple([h if i == depth else None for i in range(form.dimensions)]),
-        tuple([entering[1] if i == depth else None for i in form.memory]),
-    )
+    outside = tuple([h.new_zeros(*runs, batch, n * d) for n in _counts(form) if n])
+    # Of all that a predecessor has, the part of the dimension along which it is one.
+    own = {i: (k * d, (k + 1) * d) for k, i in enumerate(form.memory)}
+    parts = [[(i * d, (i + 1) * d), own.get(i, (0, 0))][: len(outside)] for i in range(form.dimensions)]
+    side = (h, entering[1])[: len(outside)]
     ones = [h.new_ones(()).expand(*shape, batch, *([] if flips is None else [1]), 1)] if bias is not None else []
     block = GridProducts(form, weight, bias, factor=True)
     first = form.memory[:1] == (0,)
 
-    def step(before: tuple[Any, ...], factor: list[Tensor]) -> tuple[Any, dict[str, Tensor]]:
-        seen_h = [each[0][i] for i, each in enumerate(before)]
-        seen_m = [before[i][1][k] for k, i in enumerate(form.memory)]
-        h, m = block.parts(seen_h, seen_m, factor=factor)
-        last = [
-            each if apart is None else each.narrow(-3, shape[depth] - 1, 1)
-            for each in (h[depth], m[-1] if m else h[depth])
-        ]
-        given = {"read": read(*last), "h": h[0]}
-        return (tuple(h), tuple(m)), {**given, "m": m[0]} if first else given
+    def step(before: tuple[Any, ...], factor: list[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        h, m = block.of_parts([each[0] for each in before], [before[i][1] for i in form.memory], factor=factor)
+        last = [each if apart is None else each.narrow(-3, shape[depth] - 1, 1) for each in (h, m)]
+        given = {"read": read(last[0][..., depth * d :], last[1]), "h": h[..., :d]}
+        return (h, m)[: len(outside)], {**given, "m": m[..., :d]} if first else given
 
     found = wavefront_outputs(
-        step, outside, ones, shape, along=0, apart=apart, sizes=sizes, sides=[*[None] * depth, side], flips=flips
+        step,
+        outside,
+        ones,
+        shape,
+        along=0,
+        apart=apart,
+        sizes=sizes,
+        sides=[*[None] * depth, side],
+        flips=flips,
+        parts=parts,
     )
     return found["read"].select(depth, -1), (
         _leaving(found["h"], sizes),

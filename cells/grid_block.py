@@ -163,17 +163,16 @@ class GridProducts:
         form = self.form
         if len(form.stages) == 1 and not form.stages[0].plain:
             return form.transform(self.product(h, 0), m, form.stages[0])
-        new_h, new_m = self.parts(self._split(h), self._split(m) if form.memory else (), h)
-        return _joined(new_h), _joined(new_m) if form.memory else m
+        return self.of_parts(self._split(h), self._split(m) if form.memory else (), h)
 
-    def parts(
+    def of_parts(
         self,
         h: Sequence[Tensor],
         m: Sequence[Tensor],
         together: Tensor | None = None,
         factor: Sequence[Tensor] = (),
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The block with a tensor [..., d] for each dimension, h of all N and m of those with a memory.
+    ) -> tuple[Tensor, Tensor]:
+        """The block with a tensor [..., d] for each dimension before, h of all N and m of those with a memory.
 
         Args:
             h: before.
@@ -183,22 +182,32 @@ class GridProducts:
                 zeros are to stay zeros.
 
         Returns:
-            h and m, after.
+            h [..., N * d] and m [..., M * d] after; without memories the latter is [..., 0].
         """
         form = self.form
         seen_m = dict(zip(form.memory, m, strict=True))
-        new_h: dict[int, Tensor] = {}
-        new_m: dict[int, Tensor] = {}
+        new_h: list[tuple[tuple[int, ...], Tensor]] = []
+        new_m: list[tuple[tuple[int, ...], Tensor]] = []
         for number, stage in enumerate(form.stages):
             # What the first stage made takes the place of what came in; a stage does not see its own.
-            context = [new_h.get(i, seen) for i, seen in enumerate(h)]
+            made = dict(self._pieces(new_h))
+            context = [made.get(i, seen) for i, seen in enumerate(h)]
             seen = together if together is not None and not number else _joined([*context, *factor])
             part = _joined([seen_m[i] for i in stage.memory]) if stage.memory else seen
             made_h, made_m = form.transform(self.product(seen, number), part, stage, once=together is None)
-            new_h |= zip(stage.dimensions, self._split(made_h), strict=True)
+            new_h.append((stage.dimensions, made_h))
             if stage.memory:
-                new_m |= zip(stage.memory, self._split(made_m), strict=True)
-        return [new_h[i] for i in range(form.dimensions)], [new_m[i] for i in form.memory]
+                new_m.append((stage.memory, made_m))
+        return self._in_order(new_h), self._in_order(new_m) if new_m else h[0][..., :0]
+
+    def _pieces(self, made: list[tuple[tuple[int, ...], Tensor]]) -> list[tuple[int, Tensor]]:
+        return [pair for dimensions, values in made for pair in zip(dimensions, self._split(values), strict=True)]
+
+    def _in_order(self, made: list[tuple[tuple[int, ...], Tensor]]) -> Tensor:
+        """What stages made of their dimensions, side by side in the order of the dimensions."""
+        if len(made) == 1 and made[0][0] == tuple(sorted(made[0][0])):
+            return made[0][1]
+        return _joined([values for _, values in sorted(self._pieces(made), key=lambda pair: pair[0])])
 
     def _split(self, values: Tensor) -> tuple[Tensor, ...]:
         """The parts of single dimensions."""

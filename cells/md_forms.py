@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = ["MEMORY_CELLS", "MemoryCell", "MemoryForm"]
 
@@ -123,7 +124,7 @@ class MemoryForm:
             return s[0]
         if len(s) == 2:
             return _between(s[1], s[0], gate["lambda_1"])
-        shares = torch.softmax(torch.stack([*logits, torch.zeros_like(logits[0])], -1), -1)
+        shares = torch.softmax(F.pad(torch.stack(list(logits), -1), (0, 1)), -1)
         return (shares * torch.stack(list(s), -1)).sum(-1)
 
 

@@ -114,7 +114,7 @@ class _FlatStep:
         """
         with disable_proxy_modes_tracing():
             state, output = self(self.initial, [_first(leaf) for leaf in inputs], None)
-        self.check_state(state)
+            self.check_state(state)
         return pytree.tree_flatten(output)
 
     def check_state(self, state: list[Tensor]) -> None:

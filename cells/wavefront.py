@@ -11,8 +11,10 @@ from torch.utils import _pytree as pytree
 from .checks import CellError
 from .diagonals import Diagonals
 from .lengths import align
+from .predecessors import Part, Predecessors
 from .recurrence import unroll
 from .sizes import check_sizes, mask_grid, valid_positions
+from .windows import Windows
 
 __all__ = ["wavefront", "wavefront_outputs"]
 
@@ -88,12 +90,15 @@ def wavefront_outputs(
     sizes: Tensor | None = None,
     sides: Sequence[Any] | None = None,
     flips: Sequence[Collection[int]] | None = None,
+    parts: Sequence[Sequence[Part]] | None = None,
 ) -> Output:
     """The outputs of a `wavefront` that starts from nothing, which is less work in an exported file.
 
     The condition: `state` is zeros, no side is given for `along`, and a step whose states and inputs are zeros gives
     states of zeros. A slot without a position then needs no holding: its inputs are zeros, so that it stays at zeros
-    before its first position, and what it makes after its last one reaches no position.
+    before its first position, and what it makes after its last one reaches no position. In a file a step computes the
+    slots between the first and the last position of its diagonal, where all of its operators are known to treat rows
+    alike.
 
     Args:
         step: as of `wavefront`.
@@ -105,6 +110,8 @@ def wavefront_outputs(
         sizes: as of `wavefront`.
         sides: as of `wavefront`.
         flips: as of `wavefront`.
+        parts: for each dimension and each tensor of the state from where to where in the last axis the step gets to see
+            it of the predecessor along this dimension, None being all of it; so are the `sides` there.
 
     Returns:
         The outputs, as of `wavefront`.
@@ -112,9 +119,19 @@ def wavefront_outputs(
     Raises:
         CellError: as of `wavefront`.
     """
-    return _run(step, state, inputs, grid, along=along, apart=apart, sizes=sizes, sides=sides, flips=flips, blank=True)[
-        0
-    ]
+    return _run(
+        step,
+        state,
+        inputs,
+        grid,
+        along=along,
+        apart=apart,
+        sizes=sizes,
+        sides=sides,
+        flips=flips,
+        parts=parts,
+        blank=True,
+    )[0]
 
 
 def _run(
@@ -129,6 +146,7 @@ def _run(
     sides: Sequence[Any] | None,
     flips: Sequence[Collection[int]] | None,
     blank: bool,
+    parts: Sequence[Sequence[Part]] | None = None,
 ) -> tuple[Output, State]:
     """Both of the above; with `blank` a file's last state is of no use."""
     leaves, structure = pytree.tree_flatten(inputs)
@@ -140,7 +158,8 @@ def _run(
     if sizes is not None:
         sizes = check_sizes(sizes, grid, batch)
     if not torch.compiler.is_exporting() and 0 in grid:
-        return _empty(step, state, leaves, structure, grid, sizes, entering, along=along, apart=apart, flips=flips)
+        options: dict[str, Any] = {"along": along, "apart": apart, "flips": flips, "parts": parts}
+        return _empty(step, state, leaves, structure, grid, sizes, entering, **options)
     valid = None if sizes is None else valid_positions(sizes, grid)
     if valid is not None and not torch.compiler.is_exporting():
         # Dropping what comes out is not enough: the gradient of a NaN input would still be NaN * 0 inside the step.
@@ -153,26 +172,42 @@ def _run(
         for i, leaf in enumerate(border)
     ]
     near = [{} if d == along else sides for d, sides in enumerate(sides_of)]
-    predecessors = [_Predecessors(diagonals, d, border, entering[d]) for d in range(len(grid))]
+    windows = None
+    if blank and diagonals.in_rows:
+        windows = Windows(diagonals, border=not entering[diagonals.in_rows[0]])
+        initial = [windows.start(leaf) for leaf in initial]
+    every: Sequence[Part] = [None] * len(border)
+    predecessors = [
+        Predecessors(diagonals, d, border, entering[d], every if parts is None else parts[d], windows)
+        for d in range(len(grid))
+    ]
+    ends = None if windows is None else (windows.cut(), windows.fill(windows.border), windows.fill(False))
 
     def diagonal(old: list[Tensor], scanned: Any) -> tuple[list[Tensor], Output]:
-        input, near, *holds = scanned
-        shifted = [each(old, near[d]) for d, each in enumerate(predecessors)]
-        before = tuple([pytree.tree_unflatten(each, state_structure) for each in shifted])
+        input, near, bounds, *holds = scanned
+        if ends is not None:
+            input = [ends[0](leaf, bounds) for leaf in input]
+        seen = [each(old, near[d], bounds) for d, each in enumerate(predecessors)]
+        before = tuple([pytree.tree_unflatten(each, state_structure) for each in seen])
         new, output = step(before, pytree.tree_unflatten(input, structure))
         new_leaves = _check_state(new, old, state_structure)
+        if ends is not None:
+            new_leaves = [ends[1](leaf, bounds) for leaf in new_leaves]
+            output = pytree.tree_map(lambda leaf: ends[2](leaf, bounds), output)
         for each in holds:
             # Before its first position a slot keeps what enters there, after its last one what leaves there.
             new_leaves = [torch.where(align(each, now), now, then) for now, then in zip(new_leaves, old, strict=True)]
         return new_leaves, output
 
-    scanned = [[diagonals.enter(leaf, blank) for leaf in leaves], near]
+    scanned = [[diagonals.enter(leaf, blank) for leaf in leaves], near, [] if windows is None else windows.scanned]
     if not blank:
         holds = diagonals.valid()
         for _ in range(min(leaf.dim() for leaf in initial) + 1 - holds.dim()):
             holds = holds.unsqueeze(-1)
         scanned.append(holds)
     outputs, last = unroll(diagonal, initial, scanned)
+    if windows is not None:
+        last = [windows.without_border(leaf) for leaf in last]
     outputs = pytree.tree_map(diagonals.leave, outputs)
     final = [diagonals.leave_far(leaf) for leaf in last]
     if valid is not None:
@@ -182,60 +217,6 @@ def _run(
         inside = valid_positions(sizes[:, others], [grid[d] for d in others])
         final = [mask_grid(leaf, inside) for leaf in final]
     return outputs, pytree.tree_unflatten(final, state_structure)
-
-
-class _Predecessors:
-    """The states of the predecessors along one dimension, from those of the diagonal before.
-
-    What the tracer of torch's scan is to see as a constant is made here, outside of the step.
-    """
-
-    def __init__(self, diagonals: Diagonals, dimension: int, border: list[Tensor], sides: dict[int, Tensor]) -> None:
-        self.same = dimension == diagonals.along
-        self.apart = dimension == diagonals.apart
-        self.axis = diagonals.rows_axis - (1 if self.apart else 0)
-        if self.same:
-            return
-        # The tracer refuses two views of one tensor.
-        self.ends = [
-            None if i in sides else diagonals.enter_same(leaf, dimension).clone() for i, leaf in enumerate(border)
-        ]
-        if not self.apart:
-            # The slots that are rows, and the images.
-            dimensions = [d for d in diagonals.slots if d != diagonals.apart]
-            self.rows = [*(diagonals.grid[d] for d in dimensions), diagonals.batch]
-            self.place = dimensions.index(dimension)
-            self.of_border = diagonals.neighbours(dimension, of_side=False)
-            self.of_side = diagonals.neighbours(dimension, of_side=True)
-
-    def __call__(self, old: list[Tensor], near: dict[int, Tensor]) -> list[Tensor]:
-        """The state's tensors; `near` has those that enter on this diagonal, by their number."""
-        return old if self.same else [self._shift(leaf, i, near) for i, leaf in enumerate(old)]
-
-    def _shift(self, leaf: Tensor, i: int, near: dict[int, Tensor]) -> Tensor:
-        end = self.ends[i]
-        if self.apart:
-            # Cut off afterwards: torch.export takes a size of n - 1 for a reason to exclude that it is 1.
-            both = torch.cat([near[i] if end is None else end, leaf], self.axis)
-            return both[(slice(None),) * self.axis + (slice(None, -1),)]
-        if not torch.compiler.is_exporting():
-            return self._shift_views(leaf, near[i] if end is None else end, of_side=end is None)
-        if self.place == 0 and (end is None or len(self.rows) == 2):
-            # The rows are shifted by those of the near side; cut off afterwards for the reason above.
-            both = torch.cat([near[i] if end is None else end, leaf], self.axis)
-            return both.narrow(self.axis, 0, leaf.shape[self.axis])
-        both = torch.cat([leaf, near[i] if end is None else end], self.axis)
-        return both.index_select(self.axis, self.of_side if end is None else self.of_border)
-
-    def _shift_views(self, leaf: Tensor, end: Tensor, of_side: bool) -> Tensor:
-        """What the gather of an export selects, whose gradient is many times slower than that of views."""
-        rows, place, axis = self.rows, self.place, self.axis
-        front, tail = leaf.shape[:axis], leaf.shape[axis + 1 :]
-        near = [1 if each == place or not (of_side or each == len(rows) - 1) else n for each, n in enumerate(rows)]
-        first = end.reshape(*front, *near, *tail)
-        first = first.expand(*front, *[1 if each == place else n for each, n in enumerate(rows)], *tail)
-        values = leaf.reshape(*front, *rows, *tail).narrow(axis + place, 0, rows[place] - 1)
-        return torch.cat([first, values], axis + place).reshape(leaf.shape)
 
 
 def _masked(valid: Tensor, diagonals: Diagonals, values: Tensor) -> Tensor:
@@ -274,7 +255,7 @@ def _empty(
         batch = border[0].shape[0 if options["flips"] is None else 1]
         sizes = torch.tensor(list(grid), device=border[0].device).expand(batch, -1)
     inputs = pytree.tree_unflatten([filled(leaf, every) for leaf in leaves], structure)
-    outputs, final = wavefront(step, state, inputs, larger, sizes=sizes, sides=sides, **options)
+    outputs, final = _run(step, state, inputs, larger, sizes=sizes, sides=sides, blank=False, **options)
     cut = tuple([slice(n) for n in grid])
     across = cut[:along] + cut[along + 1 :]
     return pytree.tree_map(lambda leaf: leaf[cut], outputs), pytree.tree_map(lambda leaf: leaf[across], final)

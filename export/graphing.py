@@ -114,7 +114,7 @@ def graph_of_module(
     notes = lower(graph, lowering, tables=tables, batches=batches)
     split = passes.SplitSums(tables)
     sums = [split, passes.RemoveDead(), passes.MoveTransposes(), split]
-    last = [passes.CleanScans(), passes.HoistInvariants()]
+    last = [passes.CleanScans(), passes.HoistInvariants(), passes.NarrowScans(), passes.RemoveDead()]
     ir.passes.PassManager([*clean, *sums, *clean, folding, *clean, *last], steps=1)(graph)
     inputs = [(leaf.name, leaf.axes) for leaf in leaves]
     outputs = [name for name, _ in captured.outputs] + [each.output for each in captured.states]

@@ -8,15 +8,22 @@ Lengths may be negative, which means the whole time axis, and rows of length 0 k
 operators return zeros there, so the graph selects.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from onnx.defs import OpSchema
 from onnxscript import opset18
+from onnxscript.values import Op, Opset
+
+from .passes.narrow_scans import CHOOSE, MARKS
 
 from . import graph_sweeps
 
 op: Any = opset18  # its stubs type tensors by element, which a translation does not know
+
+_INTEGERS = [OpSchema.FormalParameter(name, "tensor(int64)") for name in ("narrow", "whole", "chosen")]
+_CHOOSE = Op(Opset(MARKS, 1), CHOOSE, OpSchema(CHOOSE, MARKS, 1, inputs=_INTEGERS[:2], outputs=_INTEGERS[2:]))
 
 LSTM_GATES = (0, 3, 1, 2)
 """ONNX's gate order i, o, f, c in terms of torch's i, f, g, o."""
@@ -125,6 +132,21 @@ def rnn(
     )
 
 
+def window(values: Any, starts: Any, stops: Any, border: Any, in_front: bool, axes: Sequence[int], others: Any) -> Any:
+    """`cellport::window` as ONNX Slice."""
+    return op.Slice(values, starts, stops, op.Constant(value_ints=list(axes)))
+
+
+def widen(values: Any, pads: Any, border: Any, axis: int) -> Any:
+    """`cellport::widen` as ONNX Pad."""
+    return op.Pad(values, pads, None, op.Constant(value_ints=[axis]))
+
+
+def choose(narrow: Any, whole: Any) -> Any:
+    """`cellport::choose` as a mark for `passes.NarrowScans`."""
+    return _CHOOSE(narrow, whole)
+
+
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The table that `torch.onnx.export` takes as `custom_translation_table`."""
     operators = torch.ops.cellport
@@ -134,4 +156,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         operators.rnn.default: rnn,
         operators.graph_schedule.default: graph_sweeps.graph_schedule,
         operators.graph_sweep.default: graph_sweeps.graph_sweep,
+        operators.window.default: window,
+        operators.widen.default: widen,
+        operators.choose.default: choose,
     }

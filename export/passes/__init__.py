@@ -14,6 +14,7 @@ from .lookup_tables import FoldedTable, LookupTables
 from .lower_recurrent import LowerRecurrent, can_lower
 from .move_transposes import MoveTransposes
 from .name_tensors import NameTensors, NameWeights
+from .narrow_scans import NarrowScans
 from .optional_inputs import OptionalInputs
 from .prune_tables import PruneTables, read_counts
 from .remove_dead import RemoveDead
@@ -35,6 +36,7 @@ __all__ = [
     "MoveTransposes",
     "NameTensors",
     "NameWeights",
+    "NarrowScans",
     "OptionalInputs",
     "PruneTables",
     "RemoveDead",
