@@ -133,9 +133,34 @@ def test_images_of_any_size_in_four_directions_are_one_scan(tmp_path: Path) -> N
     )
     assert len(body(path)) <= 31
     generator = np.random.default_rng(0)
-    for batch, height, width in ((1, 1, 1), (3, 7, 2), (2, 2, 9)):
+    for batch, height, width in ((1, 1, 1), (3, 7, 2), (2, 2, 9), (1, 1, 6), (4, 8, 1), (16, 3, 3)):
         image = generator.normal(size=(batch, height, width, 2)).astype(np.float32)
         sizes = generator.integers(0, [height + 1, width + 1], (batch, 2))
+        sizes[-1] *= batch < 3  # one without positions among others
+        found = OnnxRunner(path)({"image": image, "sizes": sizes})["features"]
+        with torch.no_grad():
+            wanted = model(torch.tensor(image), torch.tensor(sizes)).numpy()
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"priority": [2]}, {"plain": [1], "readout": "hm"}, {"plain": [0, 2], "activation": "relu"}],
+    ids=str,
+)
+def test_layers_with_weights_of_their_own_compute_the_window_of_each_diagonal(tmp_path: Path, options: Any) -> None:
+    model, path = Images(**options).eval(), tmp_path / "images.onnx"
+    example = torch.randn(2, 3, 4, 2), torch.tensor([[3, 4], [2, 1]])
+    shapes = {"image": {0: "batch", 1: "height", 2: "width"}, "sizes": {0: "batch"}}
+    to_onnx(model, example, path, output_names=["features"], dynamic_shapes=shapes, verify=False)
+    (scan,) = (node for node in ir.load(path).graph if node.op_type == "Scan")
+    steps = scan.attributes["body"].as_graph()
+    assert {str(node.outputs[0].shape[-2]) for node in steps if node.op_type == "MatMul"} == {"window"}
+    generator = np.random.default_rng(0)
+    for batch, height, width in ((1, 1, 1), (3, 7, 2), (2, 2, 9), (1, 1, 6), (4, 8, 1), (16, 3, 3)):
+        image = generator.normal(size=(batch, height, width, 2)).astype(np.float32)
+        sizes = generator.integers(0, [height + 1, width + 1], (batch, 2))
+        sizes[-1] *= batch < 3  # one without positions among others
         found = OnnxRunner(path)({"image": image, "sizes": sizes})["features"]
         with torch.no_grad():
             wanted = model(torch.tensor(image), torch.tensor(sizes)).numpy()

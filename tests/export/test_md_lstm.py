@@ -75,6 +75,20 @@ def test_ragged_images_of_other_sizes_hold(standard: Path, sizes: Any, batch: in
     holds(layer(2), standard, sizes, batch, ragged=True)
 
 
+EMPTY = ([[4, 5], [0, 5], [3, 0], [0, 0]], [[0, 5], [1, 5]], [[4, 0], [4, 1]], [[0, 0]], [[0, 3], [2, 0]])
+
+
+@pytest.mark.parametrize("sizes", EMPTY, ids=str)
+def test_images_without_positions_share_a_batch_with_others(standard: Path, sizes: Any) -> None:
+    x, of = torch.randn(len(sizes), 4, 5, I, generator=torch.Generator().manual_seed(0)), torch.tensor(sizes)
+    dirty = x.clone()
+    for image, (height, width) in zip(dirty, sizes, strict=True):
+        image[height:] = image[:, width:] = float("nan")
+    (found,) = quiet(standard).run(None, {"input": dirty.numpy(), "sizes": of.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, layer(2)(x, of).numpy(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("sizes", [[4, 6], [5, 5], [2**40, 1]], ids=str)
 def test_sizes_beyond_the_image_are_an_error_of_the_runtime(standard: Path, sizes: Any) -> None:
     """Forwards they would count as the whole axis in silence, backwards they would read another row."""
@@ -95,9 +109,10 @@ def test_images_without_rows_or_columns_and_no_images_give_an_empty_output(stand
     assert quiet(standard).run(None, feeds)[0].shape == (*shape, 4 * H)
 
 
-def test_images_without_rows_and_columns_are_an_error_of_the_runtime(standard: Path) -> None:
-    """They would have fewer than no diagonals."""
-    feeds = {"input": np.zeros((1, 0, 0, I), np.float32), "sizes": np.zeros((1, 2), np.int64)}
+@pytest.mark.parametrize("shape", [(0, 0), (0, 1), (1, 0)], ids=str)
+def test_images_without_a_diagonal_are_an_error_of_the_runtime(standard: Path, shape: Any) -> None:
+    """They would have none, or fewer."""
+    feeds = {"input": np.zeros((1, *shape, I), np.float32), "sizes": np.zeros((1, 2), np.int64)}
     with pytest.raises(Exception, match="Status Message"):
         quiet(standard).run(None, feeds)
 
