@@ -56,7 +56,10 @@ class Diagonals:
         self.slots = first + tuple(d for d in range(len(grid)) if d not in (along, apart))
         self._count_apart = len(first)
         self.rows_axis = len(first) + (0 if flips is None else 1)
-        self.count = sum(grid) - len(grid) + 1
+        # A file may be given images of which no diagonal is left, and the runtime takes no Scan of no steps. The bound
+        # is what sizes of 1 along all open axes give: torch's tracer takes a lower one for always kept, and drops it.
+        least = 1 + sum(n - 1 for n in grid if isinstance(n, int))
+        self.count: int = torch.sym_max(sum(grid) - len(grid) + 1, least)  # type: ignore[no-untyped-call]
         self.leading = 1 if flips is None else 2
         rank = self.leading + len(self.slots) + 1
         self._rank = rank

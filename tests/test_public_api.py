@@ -23,6 +23,7 @@ PUBLIC = {
             "MoveTransposes",
             "NameTensors",
             "NameWeights",
+            "NarrowScans",
             "OptionalInputs",
             "PruneTables",
             "RemoveDead",

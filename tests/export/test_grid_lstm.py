@@ -165,6 +165,9 @@ def test_layers_with_weights_of_their_own_compute_the_window_of_each_diagonal(tm
         with torch.no_grad():
             wanted = model(torch.tensor(image), torch.tensor(sizes)).numpy()
         np.testing.assert_allclose(found, wanted, atol=1e-6)
+    for shape in ((2, 0, 3), (2, 3, 0), (1, 0, 0), (0, 2, 2)):
+        nothing = {"image": np.zeros((*shape, 2), np.float32), "sizes": np.zeros((shape[0], 2), np.int64)}
+        assert OnnxRunner(path)(nothing)["features"].shape[:3] == shape
 
 
 def test_what_cannot_be_traced_is_named_where_a_state_is_given(tmp_path: Path) -> None:

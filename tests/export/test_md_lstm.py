@@ -103,18 +103,12 @@ def quiet(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("shape", [(2, 0, 5), (2, 4, 0), (0, 4, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 0, 5), (2, 4, 0), (0, 4, 5), (2, 0, 1), (2, 1, 0), (1, 0, 0), (0, 0, 0)], ids=str
+)
 def test_images_without_rows_or_columns_and_no_images_give_an_empty_output(standard: Path, shape: Any) -> None:
     feeds = {"input": np.zeros((*shape, I), np.float32), "sizes": np.zeros((shape[0], 2), np.int64)}
     assert quiet(standard).run(None, feeds)[0].shape == (*shape, 4 * H)
-
-
-@pytest.mark.parametrize("shape", [(0, 0), (0, 1), (1, 0)], ids=str)
-def test_images_without_a_diagonal_are_an_error_of_the_runtime(standard: Path, shape: Any) -> None:
-    """They would have none, or fewer."""
-    feeds = {"input": np.zeros((1, *shape, I), np.float32), "sizes": np.zeros((1, 2), np.int64)}
-    with pytest.raises(Exception, match="Status Message"):
-        quiet(standard).run(None, feeds)
 
 
 def test_the_written_file_verifies_again_with_drawn_sizes(standard: Path) -> None:
