@@ -1,9 +1,9 @@
-"""A Grid LSTM as a wavefront for a file, where nothing but the data enters it: each dimension sees its own h and m alone.
+"""A Grid LSTM as a wavefront for a file, where nothing but the data enters it: each dimension sees its own h and m.
 
 A state that holds h and m of all dimensions side by side, as training has it, is shifted as a whole for every dimension
-and selected from. Here h of all dimensions is one tensor and m another, and of each predecessor the dimension's own part
-is taken. Nothing is held for slots without a position, and the bias is one more row of the product, whose factor is 1 at
-positions and 0 elsewhere.
+and selected from. Here h of all dimensions is one tensor and m another, and of each predecessor the part of its
+dimension is taken. Nothing is held for slots without a position, and the bias is one more row of the product, whose
+factor is 1 at positions and 0 elsewhere.
 """
 
 from collections.abc import Callable, Collection, Sequence
