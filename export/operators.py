@@ -16,9 +16,8 @@ from onnx.defs import OpSchema
 from onnxscript import opset18
 from onnxscript.values import Op, Opset
 
-from .passes.narrow_scans import CHOOSE, MARKS
-
 from . import graph_sweeps
+from .passes.narrow_scans import CHOOSE, MARKS
 
 op: Any = opset18  # its stubs type tensors by element, which a translation does not know
 
