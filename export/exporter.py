@@ -254,7 +254,7 @@ def to_onnx(
             save(graph, manifest, draft)
         metric = None if evaluate is None else (metric_of(evaluate, own), metric_of(evaluate, OnnxRunner(draft)))
         if wide is not None:
-            notes += shrinking.compare_speed(wide, draft, manifest, examples)
+            notes += shrinking.compare_speed(wide, draft, manifest, examples, draw)
     nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(graph.graph))
     data = external_data(path)
     size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)

@@ -10,14 +10,15 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from cellport.errors import ExportError
-from cellport.manifest import BATCH, Manifest, TableSpec
+from cellport.manifest import BATCH, TIME, Manifest, TableSpec
 
 from . import passes
 from .capture import Captured
+from .drawn import Draw
 from .passes.prune_tables import read_counts
 from .passes.tables import TableChange, tables_of
 from .precision import measure
-from .runs import Array
+from .runs import Array, Arrays
 from .signature import Leaf
 from .verification import Case, feeds
 from .writing import external_data
@@ -27,7 +28,7 @@ __all__ = ["Shrinking", "TableType", "WeightType"]
 TableType = Literal["float32", "float16", "int8"]
 WeightType = Literal["float32", "float16", "int8"]
 
-_BATCHES, _STEPS, _ROUNDS = (1, 16), 64, 7
+_BATCHES, _STEPS, _SIZES, _ROUNDS = (1, 16), 64, (16, 64), 7
 _TYPES = ("float32", "float16", "int8")
 
 
@@ -152,26 +153,45 @@ class Shrinking:
         ir.save(graph, path, external_data=external_data(path).name)
         return path
 
-    def compare_speed(self, wide: Path, small: Path, manifest: Manifest, examples: Mapping[str, Array]) -> list[str]:
+    def compare_speed(
+        self, wide: Path, small: Path, manifest: Manifest, examples: Mapping[str, Array], draw: Draw | None = None
+    ) -> list[str]:
         """Time both files in interleaved rounds, with one thread, and say which is faster on this machine."""
         if self._unchanged and not self._counts:
             return []
-        given = {}
-        for batch in _BATCHES:
-            case = Case(batch, _STEPS, manifest.lengths is not None, True, None, batch)
-            given[batch], _ = feeds(manifest, case, examples, self.only)
+        given = self._timed(manifest, examples, draw)
         ratios = measure({"wide": wide, "small": small}, given, rounds=_ROUNDS)["small"]
         told = [
-            f"{ratio:.2f} times faster at batch {batch}"
-            if ratio >= 1
-            else f"{1 / ratio:.2f} times SLOWER at batch {batch}"
-            for batch, ratio in ratios.items()
+            (f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times SLOWER")
+            + f" at {_sizes_told(manifest, given[number])}"
+            for number, ratio in ratios.items()
         ]
         types = f"weights {self._weights}, tables {self._tables}" + (", pruned" if self._counts else "")
         return [
-            f"{types}: {' and '.join(told)} than float32, on this machine, {_STEPS} steps, one thread, with the same "
-            "form of each layer"
+            f"{types}: {' and '.join(told)} than float32, on this machine, one thread, with the same form of each layer"
         ]
+
+    def _timed(self, manifest: Manifest, examples: Mapping[str, Array], draw: Draw | None) -> dict[int, Arrays]:
+        """Inputs to time: of small and large batches, or of small and large sizes of all axes if there is no batch."""
+        lengths = manifest.lengths is not None
+        if {BATCH, TIME}.intersection(axis for each in manifest.inputs for axis in each.axes):
+            cases = [Case(batch, _STEPS, lengths, True, None, batch) for batch in _BATCHES]
+            return {case.batch: feeds(manifest, case, examples, self.only, draw)[0] for case in cases}
+        case = Case(1, 1, lengths, True, None, 0)
+        return {size: feeds(manifest, case, examples, self.only, draw, (size,))[0] for size in _SIZES}
+
+
+def _sizes_told(manifest: Manifest, given: Arrays) -> str:
+    """The size of each named axis of some inputs, such as `batch 16, 64 steps`."""
+    sizes = {
+        axis: size
+        for each in manifest.inputs
+        if each.name in given
+        for axis, size in zip(each.axes, given[each.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+    told = [f"{size} steps" if axis == TIME else f"{axis} {size}" for axis, size in sizes.items()]
+    return ", ".join(told) or "its one size"
 
 
 def _completed(given: Mapping[str, Array], captured: Captured) -> dict[str, Array]:
