@@ -101,7 +101,7 @@ def graph_schedule(neighbours: ir.Value, levels: ir.Value) -> tuple[Any, ...]:
     near = _taken(g, numbered, rows)
     place = g("Sub", places, 1)
 
-    step = g("Div", slots, width)
+    step = g("Div", slots, g("Max", width, [1]))
     counts = g("ReduceSum", g.integers(taken), [1], keepdims=0)
     starts = g("CumSum", counts, 0, exclusive=1)
     before = g("Gather", starts, step)

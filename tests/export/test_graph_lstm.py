@@ -136,9 +136,11 @@ def test_one_node_a_step_is_the_same_sweep(segmenter: Any) -> None:
     np.testing.assert_allclose(*runs, atol=1e-6)
 
 
-def test_without_nodes_the_file_gives_an_empty_result(segmenter: Any) -> None:
+@pytest.mark.parametrize("shape", [None, (1, 0), (2, 0), (2, 3)])
+def test_without_nodes_the_file_gives_an_empty_result(segmenter: Any, shape: tuple[int, int] | None) -> None:
     none = np.zeros((0, 3), np.int64)
-    case = with_features({"neighbours": none, "levels": levels_of(none)}, 0, F)
+    levels = levels_of(none) if shape is None else np.full(shape, -1)
+    case = with_features({"neighbours": none, "levels": levels}, 0, F)
     assert session(segmenter[1]).run(None, case)[0].shape == (0, 3)
 
 
