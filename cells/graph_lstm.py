@@ -38,6 +38,8 @@ class GraphLSTM(nn.Module):
     `neighbours_of`, `levels` those of `levels_of(neighbours, visiting_order(confidence))`; a batch of graphs is their
     union, `unite_graphs`.
 
+    The module trains. A program that `torch.export` makes of it cannot be trained: its operators have no derivative.
+
     The parameters of layer l are weight_ih_l{l} [4H, F] (W), weight_hh_l{l} [4H, H] (U), weight_nh_l{l} [4H, H] (Un)
     and bias_l{l} [4H], blocks u, f, c, o; with `residual` and another input_size than hidden_size also weight_in
     [H, input_size] and bias_in [H].
@@ -164,7 +166,7 @@ class GraphLSTM(nn.Module):
         Blocks of weights are sorted, and products are added to what they go to: a file does the one when it is made,
         and the other at no cost.
         """
-        order, place, *schedule = graph_schedule(neighbours, levels)
+        order, place, *schedule = graph_schedule(neighbours, levels, [features, *(state or ())])
         earlier, later = schedule[3:5]
         share = (earlier + later).clamp(min=1).unsqueeze(1).to(features.dtype).reciprocal()
         features = F.embedding(order, features)

@@ -6,7 +6,8 @@ in the order in which they are visited: a step is a range of rows. Of a node's n
 in a step before, its earlier ones, are read in the loop; the sums over the others, which keep what they had, are
 computed for all nodes at once. Steps that do not read each other are visited together.
 
-Both operators appear in exported programs only, which turn them into ONNX; here they say what is computed. In a
+Both operators appear in exported programs only, which turn them into ONNX; here they say what is computed. They have no
+derivative: a `torch.export` program of a GraphLSTM cannot be trained, only the module itself can. In a
 schedule and in a sweep, the number of a neighbour is its place in the order plus one, and 0 is none.
 """
 
@@ -18,13 +19,14 @@ __all__ = ["graph_schedule", "graph_sweep"]
 
 @torch.library.custom_op("cellport::graph_schedule", mutates_args=())
 def graph_schedule(
-    neighbours: Tensor, levels: Tensor
+    neighbours: Tensor, levels: Tensor, rows: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Number the nodes of a graph in the order of their steps.
 
     Args:
         neighbours: int64 [nodes, degree]; -1 for none.
         levels: int64 [steps, width], each node in one slot; -1 for an empty slot.
+        rows: what has to have one row a node, [nodes, ...] each. A file takes tensors whose axes do not agree.
 
     Returns:
         All of int64 but the last:
@@ -35,6 +37,8 @@ def graph_schedule(
         how many others; starts [steps], the place of each step's first node; begins, bool [steps], whether a step
         reads a node of those that it would be visited with, so that it begins anew.
     """
+    if any(len(each) != len(neighbours) for each in rows):
+        raise ValueError(f"{[len(each) for each in rows]} rows; accepted is one for each of {len(neighbours)} nodes")
     width = levels.shape[1]
     slots = (levels.flatten() >= 0).nonzero().squeeze(1)
     order = levels.flatten()[slots]
@@ -59,7 +63,7 @@ def graph_schedule(
 
 
 @graph_schedule.register_fake
-def _(neighbours: Tensor, levels: Tensor) -> tuple[Tensor, ...]:
+def _(neighbours: Tensor, levels: Tensor, _rows: list[Tensor]) -> tuple[Tensor, ...]:
     nodes, steps = neighbours.shape[0], levels.shape[0]
     order, place, before, step, earlier, later = (neighbours.new_empty(nodes) for _ in range(6))
     starts, begins = levels.new_empty(steps), levels.new_empty(steps, dtype=torch.bool)

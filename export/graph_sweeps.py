@@ -16,6 +16,9 @@ from torch.onnx._internal.exporter._torchlib.ops.hop import call_op
 
 __all__ = ["graph_schedule", "graph_sweep"]
 
+REFUSES = "graph_and_levels_do_not_fit"
+"""What nodes are called that fail where a graph, its levels and what has one row a node do not fit."""
+
 _FEW = 4
 """Neighbours that each node's list has room for; the others of those that have more are added apart."""
 
@@ -83,8 +86,8 @@ class _Body(_Graph):
         return ir.Graph(inputs, outputs, nodes=self.nodes, name=self.name)
 
 
-def graph_schedule(neighbours: ir.Value, levels: ir.Value) -> tuple[Any, ...]:
-    """`cellport::graph_schedule` in ONNX. A graph and levels that do not fit are an error of the runtime."""
+def graph_schedule(neighbours: ir.Value, levels: ir.Value, rows: Sequence[ir.Value]) -> tuple[Any, ...]:
+    """`cellport::graph_schedule` in ONNX. What does not fit is an error of the runtime, at a node called `REFUSES`."""
     g = _Graph()
     nodes, width = g.size(neighbours, 0), g.size(levels, 1)  # [1] each
     members, read = (g("Reshape", each, [-1]) for each in (levels, neighbours))
@@ -93,12 +96,11 @@ def graph_schedule(neighbours: ir.Value, levels: ir.Value) -> tuple[Any, ...]:
     count = g("Size", slots)
     empty = g("Expand", 0, g("Add", nodes, 1))
     numbers = g("Range", 1, g("Add", count, 1), 1)
-    numbered = g("ScatterElements", empty, g("Gather", members, slots), numbers, axis=0)
+    numbered = _named(g("ScatterElements", empty, g("Gather", members, slots), numbers, axis=0))
     places = g("Slice", numbered, [0], [-1])
-    slots = g("Add", slots, _refused(g, members, read, places, count, nodes))
+    slots = g("Add", slots, _refused(g, members, read, places, count, nodes, rows))
     order = g("Gather", members, slots)
-    rows = g("Gather", neighbours, order)
-    near = _taken(g, numbered, rows)
+    near = _taken(g, numbered, g("Gather", neighbours, order))
     place = g("Sub", places, 1)
 
     step = g("Div", slots, g("Max", width, [1]))
@@ -187,18 +189,27 @@ def graph_sweep(
     return h, m
 
 
-def _refused(g: _Graph, members: Any, read: Any, places: Any, count: Any, nodes: Any) -> Any:
-    """0, or an error of the runtime: an index is out of range, or a node is not in one slot.
+def _refused(g: _Graph, members: Any, read: Any, places: Any, count: Any, nodes: Any, rows: Sequence[ir.Value]) -> Any:
+    """0, or an error of the runtime: an index is out of range, a node is not in one slot, or rows are not its nodes.
 
-    The runtime would read negative indices from the end, and the row behind the nodes, in silence. What has one row a
-    node comes after this: were there more or fewer, the runtime would write over what is beside it, or say so.
+    The runtime would read negative indices from the end, the row behind the nodes, and the first of too many rows, in
+    silence. What has one row a node comes after this: were there more or fewer, the runtime would write over what is
+    beside it, or say so.
     """
     indices = g("Concat", [-1], members, read, axis=0)
     low, high = (g("Reduce" + which, indices, keepdims=0) for which in ("Min", "Max"))
     least = g("ReduceMin", g.first(places, [1]), keepdims=0)
     outside = g("Or", g("Less", low, -1), g("GreaterOrEqual", high, nodes))
-    uneven = g("Or", g("Less", least, 1), g("Not", g("Equal", count, nodes)))
-    return g("Gather", [0], g.integers(g("Or", outside, uneven)))
+    counts = g("Concat", g("Unsqueeze", count, [0]), *(g.size(each, 0) for each in rows), axis=0)
+    same = g("ReduceMin", g.integers(g("Equal", counts, nodes)), keepdims=0)
+    uneven = g("Or", g("Less", least, 1), g("Less", same, 1))
+    return _named(g("Gather", [0], g.integers(g("Or", outside, uneven))))
+
+
+def _named(value: Any) -> Any:
+    """A value whose node fails where something does not fit."""
+    value.producer().name = REFUSES
+    return value
 
 
 def _early_and_late(g: _Graph, near: Any, before: Any) -> tuple[Any, Any]:

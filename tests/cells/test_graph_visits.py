@@ -86,7 +86,7 @@ def test_any_lists_and_levels_are_what_the_wavefront_makes_of_them(data):
 
 def schedule_of(neighbours, levels):
     names = ("order", "place", "near", "before", "step", "earlier", "later", "starts", "begins")
-    found = graph_schedule(torch.tensor(neighbours), torch.tensor(levels))
+    found = graph_schedule(torch.tensor(neighbours), torch.tensor(levels), [])
     return {name: each.tolist() for name, each in zip(names, found, strict=True)}
 
 
@@ -115,11 +115,16 @@ def test_a_step_that_reads_what_a_later_one_changes_is_visited_with_it():
     assert schedule_of([[1], [-1]], [[1], [0]])["begins"] == [True, True]
 
 
+def test_rows_that_are_not_one_a_node_are_refused():
+    with pytest.raises(ValueError, match=r"\[2, 3\] rows; accepted is one for each of 2 nodes"):
+        graph_schedule(torch.tensor([[1], [-1]]), torch.tensor([[1], [0]]), [torch.zeros(2, F), torch.zeros(3, F)])
+
+
 def test_the_operators_keep_torchs_rules():
     neighbours, order = draw_graph(9)
     graph = torch.tensor(neighbours), torch.tensor(levels_of(neighbours, order))
-    torch.library.opcheck(graph_schedule, graph)
-    _, _, *schedule = graph_schedule(*graph)
+    torch.library.opcheck(graph_schedule, (*graph, [torch.randn(9, F)]))
+    _, _, *schedule = graph_schedule(*graph, [])
     x = torch.randn(9, F)
     gates, forget, kept = x @ torch.randn(F, 3 * H), x @ torch.randn(F, H), torch.randn(9, H)
     weights = torch.randn(3 * H, H), torch.randn(H, H)

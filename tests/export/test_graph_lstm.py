@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cellport.cells import GraphLSTM, levels_of, unite_graphs
 from cellport.errors import EquivalenceError, ExportError
 from cellport.export import Report, to_onnx, verify
+from cellport.export.graph_sweeps import REFUSES
 from cellport.export.verification import Grid
 
 from .graph_draws import any_neighbours, planar, with_features
@@ -151,7 +152,7 @@ def test_an_index_out_of_range_is_an_error_of_the_runtime(segmenter: Any, name: 
     case = with_features(planar(30), 30, F)
     case[name] = case[name].copy()
     case[name][0, 0] = value
-    with pytest.raises(Exception, match="out of data bounds"):
+    with pytest.raises(Exception, match=REFUSES):
         session(segmenter[1]).run(None, case)
 
 
@@ -169,7 +170,7 @@ def test_an_index_out_of_range_is_an_error_of_the_runtime(segmenter: Any, name: 
 def test_levels_that_do_not_hold_each_node_once_are_an_error_of_the_runtime(segmenter: Any, spoil: Any) -> None:
     """Such a node would keep its state, or be visited twice, in silence."""
     case = with_features(planar(30), 30, F)
-    with pytest.raises(Exception, match=r"ut of (data )?bounds|Scan"):
+    with pytest.raises(Exception, match=f"{REFUSES}|Scan"):
         session(segmenter[1]).run(None, {**case, "levels": spoil(case["levels"])})
 
 
@@ -220,6 +221,29 @@ class FromState(nn.Module):
         """All [nodes, H]."""
         output, state = self.graph(features, neighbours, levels, (h, m))
         return output, *state
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("given", [False, True], ids=["from-zeros", "from-states"])
+def test_rows_that_are_not_one_a_node_are_an_error_of_the_runtime(given: bool, layers: int, tmp_path: Path) -> None:
+    """The first ones would be taken for the nodes' own, in silence."""
+    states = dict.fromkeys(("h", "m") if given else (), H)
+    widths = {"features": F, **states}
+    values = {key: np.ones((20, width), np.float32) for key, width in widths.items()}
+    case = {"features": values.pop("features"), **planar(20), **values}
+    model = (FromState if given else Segmenter)(layers=layers).eval()
+    axes = {**AXES, **{key: {0: "nodes"} for key in states}}
+    path = tmp_path / "model.onnx"
+    to_onnx(model, tensors(case), path, dynamic_shapes=axes, draw=any_neighbours, state=None, verify=False)
+    runs = session(path)
+    runs.run(None, case)
+    for key, width in widths.items():
+        for rows in (19, 21, 120):
+            with pytest.raises(Exception, match=REFUSES):
+                runs.run(None, {**case, key: np.ones((rows, width), np.float32)})
+    more = {key: np.ones((21, width), np.float32) for key, width in widths.items()}
+    with pytest.raises(Exception, match=REFUSES):
+        runs.run(None, {**case, **more})
 
 
 @pytest.mark.parametrize("name", OPTIONS)
