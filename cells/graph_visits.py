@@ -4,7 +4,7 @@
 and reads all of them in the loop. A file can cut each step's own part from what is there. Therefore nodes are numbered
 in the order in which they are visited: a step is a range of rows. Of a node's neighbours only those that were visited
 in a step before, its earlier ones, are read in the loop; the sums over the others, which keep what they had, are
-computed for all nodes at once. Steps that do not read each other are visited together.
+computed for all nodes at once. Steps that do not read each other are visited together, as many as memory allows.
 
 Both operators appear in exported programs only, which turn them into ONNX; here they say what is computed. They have no
 derivative: a `torch.export` program of a GraphLSTM cannot be trained, only the module itself can. In a
@@ -14,7 +14,11 @@ schedule and in a sweep, the number of a neighbour is its place in the order plu
 import torch
 from torch import Tensor
 
-__all__ = ["graph_schedule", "graph_sweep"]
+__all__ = ["GROUP_SLOTS", "graph_schedule", "graph_sweep"]
+
+GROUP_SLOTS = 1 << 15
+"""How many neighbours steps that are visited together have room for, where each of their nodes has as many earlier ones
+as any node of the graph: it bounds the memory that a group takes. A group may always hold as many nodes as a step."""
 
 
 @torch.library.custom_op("cellport::graph_schedule", mutates_args=())
@@ -35,7 +39,8 @@ def graph_schedule(
         near [nodes, degree], the neighbours; before [nodes], how many nodes are in the steps before a node's own;
         step [nodes]; earlier and later [nodes], how many neighbours a node has that are in a step before its own, and
         how many others; starts [steps], the place of each step's first node; begins, bool [steps], whether a step
-        reads a node of those that it would be visited with, so that it begins anew.
+        reads a node of those that it would be visited with, or would make them too many (`GROUP_SLOTS`), so that it
+        begins anew.
     """
     if any(len(each) != len(neighbours) for each in rows):
         raise ValueError(f"{[len(each) for each in rows]} rows; accepted is one for each of {len(neighbours)} nodes")
@@ -53,6 +58,8 @@ def graph_schedule(
     last = torch.zeros_like(starts)
     if near.numel():
         last = last.scatter_reduce(0, step, (near * early).amax(1), "amax")
+    limit = max(width, GROUP_SLOTS // max(1, *early.sum(1).tolist()))
+    last = torch.maximum(last, starts + counts - limit)
     begins = torch.zeros_like(starts, dtype=torch.bool)
     group = 0
     for t, (read, start) in enumerate(zip(last.tolist(), starts.tolist(), strict=True)):

@@ -14,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from torch.onnx._internal.exporter._torchlib.ops.hop import call_op
 
+from cellport.cells.graph_visits import GROUP_SLOTS
+
 __all__ = ["graph_schedule", "graph_sweep"]
 
 REFUSES = "graph_and_levels_do_not_fit"
@@ -113,6 +115,9 @@ def graph_schedule(neighbours: ir.Value, levels: ir.Value, rows: Sequence[ir.Val
     # The last place that a step reads, plus one: within the group it is in, or before it.
     last = g("ReduceMax", _lists(g, near, early, earlier), [0], keepdims=0)
     last = g("ScatterElements", g("Expand", 0, g("Shape", starts)), step, last, axis=0, reduction="max")
+    # A group of more nodes than there may be begins anew too, as if it read its first one.
+    limit = g("Div", GROUP_SLOTS, g("ReduceMax", g.first(earlier, [1]), keepdims=0))
+    last = g("Max", last, g("Sub", g("Add", starts, counts), g("Max", limit, width)))
     body = _Body(f"{levels.name}_groups")
     group, read, start = (body.input(name, ir.DataType.INT64) for name in ("group", "read", "start"))
     anew = body("Greater", read, group)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.export import Dim
 
 from cellport.cells import GraphLSTM, levels_of
-from cellport.cells.graph_visits import graph_schedule, graph_sweep
+from cellport.cells.graph_visits import GROUP_SLOTS, graph_schedule, graph_sweep
 
 from .test_graph_lstm import OPTIONS, F, H, build, close, draw, draw_graph, oracle
 
@@ -113,6 +113,19 @@ def test_a_step_that_reads_what_a_later_one_changes_is_visited_with_it():
     """Within a group all read what was there before the group."""
     assert schedule_of([[1], [-1]], [[0], [1]])["begins"] == [True, False]
     assert schedule_of([[1], [-1]], [[1], [0]])["begins"] == [True, True]
+
+
+def test_steps_visited_together_have_room_for_a_bounded_number_of_neighbours():
+    """Beside a node that reads very many others, a group holds few nodes, but no step is cut."""
+    nodes, hub = 1600, 800
+    neighbours = np.full((nodes, hub), -1)
+    neighbours[hub], neighbours[hub + 1 :, 0] = np.arange(hub), np.arange(hub - 1)
+    for width in (10, 30, 64):
+        found = schedule_of(neighbours, levels_of(neighbours, np.arange(nodes), width=width))
+        starts = np.array(found["starts"])[found["begins"]]
+        sizes = np.diff([*starts, nodes])
+        assert sizes.max() <= max(width, GROUP_SLOTS // hub)
+        assert sizes.max() > min(width, GROUP_SLOTS // hub) // 2
 
 
 def test_rows_that_are_not_one_a_node_are_refused():

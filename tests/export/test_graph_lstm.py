@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cellport.cells import GraphLSTM, levels_of, unite_graphs
+from cellport.cells.graph_visits import GROUP_SLOTS
 from cellport.errors import EquivalenceError, ExportError
 from cellport.export import Report, to_onnx, verify
 from cellport.export.graph_sweeps import REFUSES
@@ -135,6 +136,25 @@ def test_one_node_a_step_is_the_same_sweep(segmenter: Any) -> None:
     levels = levels_of(case["neighbours"], order)
     runs = [session(segmenter[1]).run(None, {**case, "levels": each})[0] for each in (levels, order[:, None])]
     np.testing.assert_allclose(*runs, atol=1e-6)
+
+
+def test_few_nodes_are_visited_together_beside_one_of_many_neighbours(segmenter: Any, tmp_path: Path) -> None:
+    """A group has room for as many neighbours of each node as its busiest one has; the width of levels bounds it."""
+    nodes, hub = 1600, 800
+    neighbours = np.full((nodes, hub), -1)
+    neighbours[hub], neighbours[hub + 1 :, 0] = np.arange(hub), np.arange(hub - 1)
+    levels = levels_of(neighbours, np.arange(nodes), width=16)
+    case = with_features({"neighbours": neighbours, "levels": levels}, nodes, F)
+    model = onnx.load(segmenter[1])
+    (scan,) = [node for node in model.graph.node if node.op_type == "Scan"]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(scan.output[1], onnx.TensorProto.BOOL, None))
+    onnx.save(model, tmp_path / "begins.onnx")
+    found, begins = session(tmp_path / "begins.onnx").run(None, case)
+    begins[0] = True
+    starts = ((levels >= 0).sum(1).cumsum() - (levels >= 0).sum(1))[begins]
+    assert np.diff([*starts, nodes]).max() <= max(16, GROUP_SLOTS // hub)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, segmenter[0](*tensors(case)).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [None, (1, 0), (2, 0), (2, 3)])
