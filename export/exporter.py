@@ -42,7 +42,7 @@ from .shrinking import Shrinking, TableType, WeightType
 from .signature import Leaf, argument_leaves, result_names, state_pairs
 from .size_proof import padded_sizes
 from .streaming import Streamed, streamed
-from .union_proof import proved_union
+from .union_proof import Union, proved_union
 from .verification import QUICK, compare, named_cases
 from .watching import layers_of, run_cell, watching
 from .writing import external_data, written
@@ -219,6 +219,8 @@ def to_onnx(
             draw,
             stateful=bool(captured.states),
         )
+        if union.axes and shrinking.shared_ranges:
+            union, united = Union(union.indices), "graphs run apart: int8 products share the range of their values"
         manifest = describe_graph(
             graph,
             captured,

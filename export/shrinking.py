@@ -45,6 +45,7 @@ class Shrinking:
     Attributes:
         notes: what was changed or left, and why.
         only: the tokens that occur, by input name, where they were counted.
+        shared_ranges: the weights whose int8 products find the range of activations in each call, from all its rows.
 
     Raises:
         ExportError: a type is not accepted.
@@ -75,6 +76,7 @@ class Shrinking:
         self._unchanged = False
         self.notes: list[str] = []
         self.only: dict[str, Array] = {}
+        self.shared_ranges: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -105,7 +107,15 @@ class Shrinking:
             modified |= self._run(graph, passes.HalfWeights())
         elif self._weights == "int8":
             examples = [_completed(each, captured) for each in self._calibration]
-            modified |= self._run(graph, passes.Int8Weights(passes.calibrate(graph, examples) if examples else {}))
+            made = passes.Int8Weights(passes.calibrate(graph, examples) if examples else {})
+            modified |= self._run(graph, made)
+            self.shared_ranges = tuple(made.dynamic)
+            if examples and made.dynamic:
+                self.notes.append(
+                    "calibration gives no range to the products with "
+                    + ", ".join(map(repr, made.dynamic))
+                    + ", which are in an LSTM operator or in a body inside of another: they find it in each call"
+                )
         self._unchanged = not modified
         if not modified and (self._tables, self._weights) != ("float32", "float32"):
             self.notes.append(

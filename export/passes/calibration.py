@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 from cellport.errors import ExportError
 
 from .bounds import Interval
-from .graphs import graph_of, integers, nodes, scan_body
+from .graphs import add_initializer, graph_of, integers, nodes, scan_body
 from .int8_weights import SMALL, SMALL_IN_BODIES, Product, products
 
 __all__ = ["calibrate"]
@@ -69,6 +69,9 @@ def _given_out(model: ir.Model, product: Product) -> str | None:
     value = product.left
     if not product.inside or _home(value) is not graph_of(product.node):
         return _output(model, value) if _home(value) in (model.graph, None) else None
+    for node in nodes(model, "Loop"):
+        if scan_body(node) is graph_of(product.node) and node.graph is model.graph:
+            return _output(model, _ends_of_rounds(model, node, value))
     for scan in nodes(model, "Scan"):
         body = scan_body(scan)
         if body is not graph_of(product.node) or scan.graph is not model.graph:
@@ -86,6 +89,29 @@ def _given_out(model: ir.Model, product: Product) -> str | None:
         steps.name, steps.type = f"{value.name}_steps", value.type
         return _output(model, steps)
     return None
+
+
+def _ends_of_rounds(model: ir.Model, loop: ir.Node, value: ir.Value) -> ir.Value:
+    """Let a Loop give out the ends of a value's range in each round, [rounds, 2], and 0 if that is outside.
+
+    The value itself cannot be collected: its size may be another in each round.
+    """
+    flat = ir.node("Reshape", [value, add_initializer(model, f"{value.name}_flat", np.array([-1]))])
+    zero = add_initializer(model, f"{value.name}_zero", np.zeros(1, np.float32))
+    filled = ir.node("Concat", [flat.outputs[0], zero], {"axis": 0})  # an empty value has no ends
+    ends = [ir.node(f"Reduce{which}", [filled.outputs[0]], {"keepdims": 1}) for which in ("Min", "Max")]
+    both = ir.node("Concat", [each.outputs[0] for each in ends], {"axis": 0})
+    made = [flat, filled, *ends, both]
+    for number, node in enumerate(made):
+        node.outputs[0].name, node.outputs[0].type = f"{value.name}_ends_{number}", ir.TensorType(ir.DataType.FLOAT)
+    both.outputs[0].shape = ir.Shape([2])
+    body = scan_body(loop)
+    body.extend(made)
+    body.outputs.append(both.outputs[0])
+    loop.resize_outputs(len(loop.outputs) + 1)
+    rounds = loop.outputs[-1]
+    rounds.name, rounds.type = f"{value.name}_rounds", ir.TensorType(ir.DataType.FLOAT)
+    return rounds
 
 
 def _home(value: ir.Value) -> ir.Graph | ir.Function | None:

@@ -30,7 +30,7 @@ def nodes(model: ir.Model, op_type: str | None = None) -> Iterator[ir.Node]:
 
 
 def scan_body(node: ir.Node) -> ir.Graph:
-    """The body of a Scan node."""
+    """The body of a Scan node, or of a Loop."""
     return node.attributes["body"].as_graph()
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cellport.cells import GraphLSTM, TreeLSTM
+from cellport.cells import GraphLSTM, TreeLSTM, levels_of, unite_graphs
 from cellport.export import Report, to_onnx
+from cellport.unions import union_axes
 
 from .graph_draws import any_neighbours, children, planar, tree, with_features
 
@@ -70,3 +71,40 @@ def test_graphs_and_trees_are_timed_on_drawn_ones(kind: str, weights: Any, bound
     with torch.no_grad():
         wanted = model(*(torch.from_numpy(each) for each in given.values())).numpy()
     np.testing.assert_allclose(run(tmp_path / "m.onnx", given), wanted, atol=bound)
+
+
+def alone_and_in_a_union(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What a graph gives alone, and with another that has much larger features."""
+    one, other = graph_of("graph", 3), graph_of("graph", 5)
+    other["features"] = other["features"] * 30
+    parts = [one["neighbours"], other["neighbours"]]
+    nodes = [len(part) for part in parts]
+    union = unite_graphs(parts, [np.arange(size) for size in nodes])
+    features = np.concatenate([one["features"], other["features"]])
+    levels = levels_of(union.neighbours, union.order)
+    together = run(path, {"features": features, "neighbours": union.neighbours, "levels": levels})
+    return run(path, {**one, "levels": levels_of(parts[0], np.arange(nodes[0]))}), together[: nodes[0]]
+
+
+def test_graphs_are_not_united_where_int8_products_share_the_range_of_their_values(tmp_path: Path) -> None:
+    _, report = export("graph", tmp_path / "m.onnx", weights="int8", verify=False)
+    alone, together = alone_and_in_a_union(tmp_path / "m.onnx")
+    assert np.abs(alone - together).max() > 1e-3
+    assert not union_axes(report.manifest)
+    assert any(each.index_of == "nodes" for each in report.manifest.inputs)  # the server still looks at indices
+    assert "graphs run apart: int8 products share the range of their values" in report.notes
+    assert not any("proved equal" in note for note in report.notes)
+
+
+def test_calibrated_products_of_a_graph_lstm_do_not_depend_on_other_graphs(tmp_path: Path) -> None:
+    """Those inside of the loop over its steps too."""
+    model, report = export(
+        "graph", tmp_path / "m.onnx", weights="int8", calibration=[graph_of("graph", number) for number in range(8)]
+    )
+    assert not any("share the range" in note or "calibration gives no range" in note for note in report.notes)
+    assert union_axes(report.manifest) == {"nodes", "width"}
+    np.testing.assert_allclose(*alone_and_in_a_union(tmp_path / "m.onnx"), atol=1e-6)
+    given = graph_of("graph", 3)
+    with torch.no_grad():
+        wanted = model(*(torch.from_numpy(each) for each in given.values())).numpy()
+    np.testing.assert_allclose(run(tmp_path / "m.onnx", given), wanted, atol=16 / 254)
