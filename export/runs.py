@@ -123,6 +123,29 @@ def row_by_row(run: Runner, contract: Contract, feeds: Arrays, lengths: Array) -
     return rows
 
 
+def crowded(run: Runner, contract: Contract, times: int) -> Runner:
+    """Return what runs each row so many times side by side, and gives the results of one.
+
+    To a model whose rows do not see each other that is the same. But products of more rows take their sums in another
+    order, and so have other errors.
+    """
+    axes = dict(contract.inputs) | {name: each for name, (_, each) in contract.states.items()}
+    results = dict(contract.outputs) | dict(contract.states.values())
+
+    def run_all(feeds: Arrays) -> Arrays:
+        rows = contract.batch(feeds)
+        many = {
+            name: np.concatenate([value] * times, axes[name].index(BATCH)) if BATCH in axes[name] else value
+            for name, value in feeds.items()
+        }
+        return {
+            name: np.take(value, range(rows), results[name].index(BATCH)) if BATCH in results[name] else value
+            for name, value in run(many).items()
+        }
+
+    return run_all
+
+
 def valid_part(value: Array, axes: Axes, lengths: Array | None) -> Array:
     """Return `value` with the padded steps of each row set to 0, so that only valid ones are compared."""
     if lengths is None or TIME not in axes or BATCH not in axes:
