@@ -332,6 +332,8 @@ class Scheduler:
     def _take(self, group: _Group, now: float, idle: int, completions: list[Completion]) -> list[Job]:
         """Take jobs for one run out of a group."""
         most = self._share(group, idle)
+        if group.cut and len(group.heap) > most:
+            return self._take_alike(group, now, most, completions)
         jobs: list[Job] = []
         left: list[tuple[int, int, Job]] = []
         shape = _Shape()
@@ -357,6 +359,37 @@ class Scheduler:
             jobs.append(job)
         for item in left:
             heapq.heappush(group.heap, item)
+        return jobs
+
+    def _take_alike(self, group: _Group, now: float, most: int, completions: list[Completion]) -> list[Job]:
+        """Take the most urgent job of a group that is cut, and of more than fit those that end nearest to its end.
+
+        So a long request runs in long chunks beside other long ones, and not in as many as there are ends of short ones.
+        Whoever waits becomes the most urgent one in the end.
+        """
+        items, group.heap = sorted(group.heap), []
+        alive = []
+        for item in items:
+            job = item[2]
+            if job.phase != "waiting":
+                self._dropped -= 1
+            elif job.deadline is not None and job.deadline <= now:
+                completions += self._drop(job, _late(job))  # and a step that waited for it may be pushed
+            else:
+                alive.append(item)
+        jobs: list[Job] = []
+        if alive:
+            priority, _, first = alive[0]
+            ends = first.remaining
+            alive.sort(key=lambda item: (item[0] != priority, item[2] is not first, abs(item[2].remaining - ends)))
+            rows = 0
+            while alive and (not jobs or rows + alive[len(jobs)][2].rows <= most):
+                rows += alive[len(jobs)][2].rows
+                jobs.append(alive[len(jobs)][2])
+                if len(jobs) == len(alive):
+                    break
+        group.heap += alive[len(jobs) :]
+        heapq.heapify(group.heap)
         return jobs
 
     def _share(self, group: _Group, idle: int) -> int:
