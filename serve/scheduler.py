@@ -364,8 +364,8 @@ class Scheduler:
     def _take_alike(self, group: _Group, now: float, most: int, completions: list[Completion]) -> list[Job]:
         """Take the most urgent job of a group that is cut, and of more than fit those that end nearest to its end.
 
-        So a long request runs in long chunks beside other long ones, and not in as many as there are ends of short ones.
-        Whoever waits becomes the most urgent one in the end.
+        So a long request runs in long chunks beside other long ones, and not in as many as short ones end. Who waits
+        becomes the most urgent one in the end.
         """
         items, group.heap = sorted(group.heap), []
         alive = []
