@@ -183,7 +183,10 @@ class AsyncEngine:
             ServingError: the request is wrong.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        return future, self.submit(request, functools.partial(_settle, future))
+        pending = self.submit(request, functools.partial(_settle, future))
+        if self._way.alone and len(self._new) == 1:
+            self._hand_over()  # nobody is there to wait for, for two turns of the loop
+        return future, pending
 
     async def wait(self, future: "asyncio.Future[Outcome]", pending: "Pending") -> Reply:
         """Wait for the reply to a request; see `call`.
@@ -205,6 +208,8 @@ class AsyncEngine:
 
     def _hand_over(self) -> None:
         jobs, self._new = self._new, []
+        if not jobs:  # done at once
+            return
         met = len(jobs) > 1 or self.engine.busy
         inline = self._way.take(time.perf_counter(), len(jobs), met=met) and self._is_short(jobs)
         if inline and len(jobs) == 1 and self.engine.run_alone(jobs[0]):

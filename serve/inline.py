@@ -11,7 +11,7 @@ _GAIN = 1.05
 
 _TRY_WORKERS = 4
 _TRY_INLINE = 32
-_TRY_ALONE = 64
+_TRY_ALONE = 16
 """One window in so many tries the other way: the worse mistake is to be looked for more often. The last is for a caller
 who was alone in the last try of the workers."""
 
@@ -38,6 +38,11 @@ class WayChooser:
     def __repr__(self) -> str:
         told = ", ".join(f"{'inline' if way else 'workers'}: {rate:.0f}/s" for way, rate in self._rates.items())
         return f"<WayChooser {'inline' if self.inline else 'workers'} ({told})>"
+
+    @property
+    def alone(self) -> bool:
+        """Whether there was one caller when that was last looked at, whose requests the loop runs itself."""
+        return self.inline and self._alone
 
     def take(self, now: float, count: int = 1, *, met: bool = True) -> bool:
         """Take note of requests that come at `now`; return whether the loop had better run one itself.

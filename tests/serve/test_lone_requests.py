@@ -50,6 +50,23 @@ def test_who_comes_while_the_loop_runs_a_request_itself_is_not_forgotten(folder:
     np.testing.assert_array_equal(reply.outputs["tags"], alone["tags"])
 
 
+def test_a_caller_who_is_known_to_be_alone_is_answered_within_the_call(folder: Path) -> None:
+    model = Model.load(folder / "lstm" / "2" / "model.onnx", name="lstm")
+
+    async def ask(caller: AsyncEngine) -> list[bool]:
+        at_once = []
+        for _ in range(200):
+            future, pending = caller.start(Request(model="lstm", inputs={"tokens": tokens_of(3, seed=0)}))
+            at_once.append(future.done())
+            await caller.wait(future, pending)
+        return at_once
+
+    with Engine([model], EngineSettings(warm_seconds=0, inline_seconds=10.0)) as engine:
+        at_once = asyncio.run(ask(AsyncEngine(engine)))
+    assert not any(at_once[:32]), "nothing is known yet"
+    assert all(at_once[-32:])
+
+
 def test_a_step_and_a_lone_request_are_answered_as_by_an_engine_that_queues_both(folder: Path) -> None:
     tokens = tokens_of(5, seed=1)
 
