@@ -18,7 +18,7 @@ from cellport.protos.inference_pb2 import InferParameter, ModelInferRequest, Mod
 from . import codec
 from .codec import Array
 from .parameters import Parameters, read_outputs_wanted, read_parameters
-from .requests import Reply, Request
+from .requests import Control, Reply, Request
 
 # Bytes that fields of a message begin with: their number times 8, plus 2 for those that tell their length.
 _ID, _PARAMETER, _RAW = 3 << 3 | 2, 4 << 3 | 2, 7 << 3 | 2
@@ -35,8 +35,8 @@ _PARAMETER_BYTES = 2**23
 _LONGEST = 2**14
 """Bytes of a form, or of a set of parameters, that is not remembered any more."""
 
-_HEADS = 16384
-_HEAD_BYTES = 2**23
+_HEADS = 4096
+_HEAD_BYTES = 2**22
 """Messages up to their only tensor's contents that are remembered, and bytes of them."""
 
 
@@ -216,8 +216,11 @@ class RequestReader:
             request_id.decode()
         parameters = self._read_parameters(b"".join(given)) if given else read_parameters({})
         head = None
-        # Ids are mostly new in each message; contents are the last field, if all are in their order.
-        if not request_id and len(raw) == 1 and tag == _RAW:
+        # Ids are mostly new in each message, and a sequence starts and ends once. Contents are the last field, if all
+        # are in their order.
+        control = parameters.control
+        once = isinstance(control, Control) and (control.start or control.end)
+        if not request_id and not once and len(raw) == 1 and tag == _RAW:
             head = self._remember(data[:begin], end, form, parameters)
         return Received(request_id=request_id, parameters=parameters, form=form, inputs=inputs, head=head)
 
