@@ -1,6 +1,6 @@
 """Train a Grid LSTM on parity and on sums, export it, prove it, serve it, and ask it over the network.
 
-python -m examples.algorithms.demo [--parity-steps 8000] [--sum-steps 9000]
+python -m examples.algorithms.demo [--parity-steps 8000] [--sum-steps 12000]
 """
 
 import argparse
@@ -29,7 +29,7 @@ ROWS = 100
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train, export, serve and call Grid LSTMs that learned an algorithm.")
     parser.add_argument("--parity-steps", type=int, default=8000, help="at most, of 64 strings (default 8000)")
-    parser.add_argument("--sum-steps", type=int, default=9000, help="of 64 sums (default 9000)")
+    parser.add_argument("--sum-steps", type=int, default=12_000, help="of 64 sums (default 12000)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the models are small: threads would wait for each other
     with tempfile.TemporaryDirectory() as folder:
