@@ -28,8 +28,8 @@ _LONG = 0x80
 _FORMS = 4096
 """Forms that are remembered."""
 
-_PARAMETER_SETS = 16384
-_PARAMETER_BYTES = 2**23
+_PARAMETER_SETS = 4096
+_PARAMETER_BYTES = 2**22
 """Sets of parameters that are remembered, and bytes of them."""
 
 _LONGEST = 2**14
@@ -218,9 +218,7 @@ class RequestReader:
         head = None
         # Ids are mostly new in each message, and a sequence starts and ends once. Contents are the last field, if all
         # are in their order.
-        control = parameters.control
-        once = isinstance(control, Control) and (control.start or control.end)
-        if not request_id and not once and len(raw) == 1 and tag == _RAW:
+        if not request_id and not _comes_once(parameters) and len(raw) == 1 and tag == _RAW:
             head = self._remember(data[:begin], end, form, parameters)
         return Received(request_id=request_id, parameters=parameters, form=form, inputs=inputs, head=head)
 
@@ -263,7 +261,7 @@ class RequestReader:
         found = self._parameters.get(key)
         if found is None:
             found = read_parameters(ModelInferRequest.FromString(key).parameters)
-            if len(key) > _LONGEST:
+            if len(key) > _LONGEST or _comes_once(found):
                 return found
             self._parameter_bytes += len(key)
             if len(self._parameters) >= _PARAMETER_SETS or self._parameter_bytes > _PARAMETER_BYTES:
@@ -271,6 +269,12 @@ class RequestReader:
                 self._parameter_bytes = len(key)
             self._parameters[key] = found
         return found
+
+
+def _comes_once(parameters: Parameters) -> bool:
+    """Whether no other request will have the same parameters: a sequence starts once and ends once."""
+    control = parameters.control
+    return isinstance(control, Control) and (control.start or control.end)
 
 
 def _read_whole(data: bytes) -> Received:
