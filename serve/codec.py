@@ -43,6 +43,9 @@ _NAMES = {dtype: name for name, dtype, _ in _ELEMENTS.values()}
 # Those whose every raw byte has a meaning.
 _FIXED = {datatype: dtype for datatype, (_, dtype, _) in _ELEMENTS.items() if datatype not in ("BOOL", "BYTES")}
 # Those whose elements are on the wire as they are in memory.
+_COPIED = 2**14
+"""Bytes up to which contents are copied: a view of them takes longer to make."""
+
 _PLAIN = frozenset(dtype for datatype, (_, dtype, _) in _ELEMENTS.items() if datatype != "BYTES")
 _MAXIMUM_RANK = 64  # NumPy's
 _MAXIMUM_BYTES = 2**63 - 1
@@ -247,13 +250,17 @@ def describe_plain(tensor: WireTensor) -> tuple[str, tuple[int, ...], np.dtype[A
     return tensor.name, shape, dtype, math.prod(shape) * dtype.itemsize
 
 
-def raw(array: Array) -> bytes:
-    """Return an array's raw contents.
+def raw(array: Array) -> bytes | memoryview:
+    """Return an array's raw contents, of which `len` is the bytes: where it can be, they are the array's own.
 
     Raises:
         InvalidRequestError: the array's element type has no form on the wire.
     """
-    return array.tobytes() if array.dtype in _PLAIN else encode(array)[1]
+    if array.dtype not in _PLAIN:
+        return encode(array)[1]
+    if array.nbytes < _COPIED or not array.flags.c_contiguous:
+        return array.tobytes()
+    return array.reshape(-1).view(np.uint8).data
 
 
 def encode(array: Array) -> tuple[str, bytes]:

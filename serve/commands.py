@@ -149,7 +149,7 @@ def _as_text(server: "Server") -> str:
 
 
 def _axes(axes: "Axes") -> str:
-    from .contract import batch_first
+    from .layouts import batch_first
 
     return f"[{', '.join(map(str, batch_first(axes)))}]"
 

@@ -5,56 +5,22 @@ A request is batch-first in every tensor: where the graph has the batch axis els
 `cellport.serve.ticks` joins bound requests and moves the axes to where the graph has them.
 """
 
-import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
-
-import numpy as np
 
 from cellport.errors import InvalidRequestError
-from cellport.manifest import BATCH, TIME, Axes, InputSpec, Manifest, StateSpec
+from cellport.manifest import BATCH, TIME, InputSpec, Manifest, StateSpec
 from cellport.unions import union_axes
 
-from .codec import Array, datatype_of, dtype_of, names
+from .checks import check_extents, check_index, check_lengths, check_range, check_tensor
+from .codec import Array, names
+from .layouts import Layout, batch_first, padding
 
 _FILLED = ("lengths", "sizes")
 """Roles of inputs that the server fills in where a request leaves them out."""
 
 _PLANS = 1024
 """Forms of requests whose checks are remembered."""
-
-_FEW = 64
-
-
-@functools.cache
-def batch_first(axes: Axes) -> Axes:
-    """Return `axes` with the batch axis in front, as they are on the wire."""
-    if BATCH not in axes:
-        return axes
-    return (BATCH, *(axis for axis in axes if axis != BATCH))
-
-
-class Layout(NamedTuple):
-    """Where the axes of a tensor are.
-
-    Attributes:
-        batch: the batch axis in the graph; None if there is none.
-        time: the time axis of the batch-first tensor; None if there is none.
-        wire: the axes of the batch-first tensor.
-        fill: what its padding is filled with.
-    """
-
-    batch: int | None
-    time: int | None
-    wire: Axes
-    fill: int
-
-    @classmethod
-    def of(cls, axes: Axes, fill: int = 0) -> Self:
-        """Return the layout of a tensor with these axes in the graph."""
-        wire = batch_first(axes)
-        return cls(axes.index(BATCH) if BATCH in axes else None, wire.index(TIME) if TIME in wire else None, wire, fill)
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -100,8 +66,8 @@ class _Plan:
     time: int | None
     inputs: Sequence[tuple[str, tuple[slice | None, ...] | None, InputSpec | None]]
     states: Sequence[str]
-    lengths: str | None
-    extents: str | None
+    lengths: InputSpec | None
+    extents: InputSpec | None
     outputs: tuple[str, ...]
     squeeze: bool
     sizes: Mapping[str, int]
@@ -132,6 +98,7 @@ class Contract:
         fetchable: names of all outputs, states among them.
         input_layouts: of the inputs, without states, by name.
         output_layouts: of the outputs, states among them, by name.
+        state_layouts: of the states, by input name.
         lengths: the input of that role; None if there is none.
         sizes: the input of that role; None if there is none.
     """
@@ -168,7 +135,6 @@ class Contract:
             isinstance(axis, int) or axis in known for each in manifest.outputs for axis in each.axes
         )
         sizes = manifest.sizes
-        self._sizes_name = sizes.name if sizes is not None else None
         self.joins: tuple[str, ...] = ()
         if (
             sizes is not None
@@ -180,11 +146,11 @@ class Contract:
         self.input_layouts = {each.name: Layout.of(each.axes, padding(each)) for each in manifest.inputs}
         self.output_layouts = {each.name: Layout.of(each.axes) for each in manifest.outputs}
         self.output_layouts |= {name: Layout.of(each.axes) for name, each in self.state_outputs.items()}
+        self.state_layouts = {name: Layout.of(each.axes) for name, each in self.states.items()}
         self.lengths = manifest.lengths
         self.sizes = sizes
         self._plans: dict[Hashable, _Plan] = {}
         self._fetches: dict[tuple[tuple[str, ...], bool, bool], list[str]] = {}
-        self._lengths_name = manifest.lengths.name if manifest.lengths is not None else None
 
     def bind(
         self,
@@ -228,19 +194,22 @@ class Contract:
                 size=plan.size,
                 keys=plan.keys,
             )
-        lengths = self._check_lengths(arrays[plan.lengths], plan.time) if plan.lengths else None
-        extents = self._check_extents(arrays[plan.extents], plan.sizes) if plan.extents else None
+        lengths = extents = None
+        if plan.lengths is not None:
+            lengths = check_lengths(plan.lengths, arrays[plan.lengths.name], plan.time)
+        if plan.extents is not None:
+            extents = check_extents(plan.extents, arrays[plan.extents.name], plan.sizes)
         inputs: dict[str, Array] = {}
         for name, at, spec in plan.inputs:
             array = arrays[name]
             if at is not None:
                 array = array[at]
-            inputs[name] = array if spec is None else self._check_range(spec, array, lengths)
+            inputs[name] = array if spec is None else check_range(spec, array, lengths)
         if self._indices:
             sizes = {**plan.sizes, BATCH: plan.rows}
             for spec in self._indices:
                 if spec.name in inputs and spec.index_of in sizes:
-                    _check_index(spec, inputs[spec.name], sizes[spec.index_of])
+                    check_index(spec, inputs[spec.name], sizes[spec.index_of])
         return Bound(
             rows=plan.rows,
             time=plan.time,
@@ -269,12 +238,12 @@ class Contract:
                 if squeeze and TIME in axes and array.ndim == len(axes) - 1:
                     at = (*[slice(None)] * axes.index(TIME), None)
                     array = array[at]
-                _check_tensor("input", name, array, spec.dtype, axes, sizes)
+                check_tensor("input", name, array, spec.dtype, axes, sizes)
                 inputs.append((name, at, spec if spec.range is not None else None))
         states = [name for name in self.states if name in arrays]
         for name in states:
             state = self.states[name]
-            _check_tensor("state", name, arrays[name], state.dtype, batch_first(state.axes), sizes)
+            check_tensor("state", name, arrays[name], state.dtype, batch_first(state.axes), sizes)
         rows = sizes[BATCH][0] if BATCH in sizes else 1
         if sequences and rows != sequences:
             if sequences == 1:
@@ -285,29 +254,24 @@ class Contract:
                 f"input {sizes[BATCH][1]!r} has {rows} rows inside a sequence; accepted: {accepted}"
             )
         time = sizes[TIME][0] if TIME in sizes else None
-        lengths = self._lengths_name if self._lengths_name is not None and self._lengths_name in arrays else None
-        if lengths is not None:
-            _check_tensor("input", lengths, arrays[lengths], "int64", (BATCH,), sizes)
-            if arrays[lengths].shape[0] != rows:  # no other input has a batch axis
-                raise InvalidRequestError(f"input {lengths!r} has {arrays[lengths].shape[0]} rows; accepted: {rows}")
-        extents = self._sizes_name if self._sizes_name is not None and self._sizes_name in arrays else None
-        if extents is not None:
-            spec = self.inputs[extents]
-            _check_tensor("input", extents, arrays[extents], spec.dtype, spec.axes, sizes)
-            if arrays[extents].shape[0] != rows:
-                raise InvalidRequestError(f"input {extents!r} has {arrays[extents].shape[0]} rows; accepted: {rows}")
+        given = [each for each in (self.lengths, self.sizes) if each is not None and each.name in arrays]
+        for spec in given:
+            array = arrays[spec.name]
+            check_tensor("input", spec.name, array, spec.dtype, spec.axes, sizes)
+            if array.shape[0] != rows:  # no other input has a batch axis
+                raise InvalidRequestError(f"input {spec.name!r} has {array.shape[0]} rows; accepted: {rows}")
         return _Plan(
             rows=rows,
             time=time,
             inputs=inputs,
             states=states,
-            lengths=lengths,
-            extents=extents,
+            lengths=self.lengths if self.lengths in given else None,
+            extents=self.sizes if self.sizes in given else None,
             outputs=self._select(outputs),
             squeeze=squeeze,
             sizes={axis: size for axis, (size, _) in sizes.items() if axis not in (BATCH, TIME)},
             plain=self.rowwise
-            and not (self._indices or lengths or extents or states)
+            and not (self._indices or given or states)
             and all(at is None and spec is None for _, at, spec in inputs),
             size=sum(arrays[name].nbytes for name, _, _ in inputs),
             keys={},
@@ -324,7 +288,7 @@ class Contract:
             if name not in self.states:
                 raise InvalidRequestError(f"state {name!r} is not one of the model's; accepted: {names(self.states)}")
             state = self.states[name]
-            _check_tensor("state", name, array, state.dtype, batch_first(state.axes), sizes)
+            check_tensor("state", name, array, state.dtype, batch_first(state.axes), sizes)
         return {name: array.copy() for name, array in arrays.items()}
 
     def _check_names(self, arrays: Mapping[str, Array]) -> None:
@@ -338,10 +302,6 @@ class Contract:
                 raise InvalidRequestError(
                     f"input {name!r} is missing; given: {names(arrays)}; required: {names(self.required)}"
                 )
-
-    def axes_of(self, output: str) -> Axes:
-        """Return the axes of an output, or of the output of a state."""
-        return (self.outputs[output] if output in self.outputs else self.state_outputs[output]).axes
 
     def fetches(self, outputs: tuple[str, ...], *, ends: bool, keeps: bool) -> list[str]:
         """Return what a run has to compute for a request, in the manifest's order.
@@ -371,58 +331,6 @@ class Contract:
         short = [name for name in timed if arrays[name].ndim == len(self.inputs[name].axes) - 1]
         return bool(timed) and len(short) == len(timed)
 
-    def _check_lengths(self, lengths: Array, time: int | None) -> Array:
-        limit = time if time is not None else 0
-        wrong = np.flatnonzero((lengths < 0) | (lengths > limit))
-        if wrong.size:
-            row = int(wrong[0])
-            raise InvalidRequestError(
-                f"input {self._lengths_name!r} has length {lengths[row]} for row {row}; accepted: 0 to {limit}, the "
-                "time axis"
-            )
-        return lengths
-
-    def _check_extents(self, extents: Array, sizes: Mapping[str, int]) -> Array:
-        spec = self.inputs[str(self._sizes_name)]
-        limits = np.array([sizes[axis] for axis in spec.of])
-        wrong = np.argwhere((extents < 0) | (extents > limits))
-        if len(wrong):
-            row, column = map(int, wrong[0])
-            raise InvalidRequestError(
-                f"input {spec.name!r} has size {extents[row, column]} for row {row}; accepted: 0 to {limits[column]}, "
-                f"the axis {spec.of[column]!r}"
-            )
-        return extents
-
-    def _check_range(self, spec: InputSpec, array: Array, lengths: Array | None) -> Array:
-        """Refuse values outside the range, except in padding, where they are replaced: the graph would fail on them."""
-        limits = spec.range
-        if limits is None or not array.size:
-            return array
-        if array.size <= _FEW:  # NumPy's reductions take longer to begin than this
-            values = array.ravel().tolist()
-            least, greatest = min(values), max(values)
-        else:
-            least, greatest = int(array.min()), int(array.max())
-        if limits.minimum <= least and greatest <= limits.maximum:
-            return array
-        outside = (array < limits.minimum) | (array > limits.maximum)
-        if lengths is not None and TIME in spec.axes:
-            axes = batch_first(spec.axes)
-            shape = [1] * array.ndim
-            shape[axes.index(TIME)] = -1
-            steps = np.arange(array.shape[axes.index(TIME)]).reshape(shape)
-            valid = steps < lengths.reshape(-1, *[1] * (array.ndim - 1))
-            array = np.where(valid, array, np.array(padding(spec), array.dtype))
-            outside = outside & valid
-        if outside.any():
-            at = np.unravel_index(int(outside.argmax()), array.shape)
-            raise InvalidRequestError(
-                f"input {spec.name!r} has value {array[at]} at {[int(index) for index in at]}; "
-                f"accepted: {limits.minimum} to {limits.maximum}"
-            )
-        return array
-
     def _select(self, outputs: Sequence[str]) -> tuple[str, ...]:
         if not outputs:
             return tuple(self.outputs)
@@ -434,49 +342,3 @@ class Contract:
             repeated = next(name for name in outputs if list(outputs).count(name) > 1)
             raise InvalidRequestError(f"output {repeated!r} is asked for more than once")
         return tuple(outputs)
-
-
-def _check_index(spec: InputSpec, array: Array, size: int) -> None:
-    """Refuse what is no position of the axis: a graph may read another position for it."""
-    if not array.size or (array.min() >= -1 and array.max() < size):
-        return
-    outside = (array < -1) | (array >= size)
-    at = np.unravel_index(int(outside.argmax()), array.shape)
-    accepted = f"0 to {size - 1}, the axis {spec.index_of!r}, or -1 for none" if size else "-1 for none"
-    raise InvalidRequestError(
-        f"input {spec.name!r} has value {array[at]} at {[int(index) for index in at]}; accepted: {accepted}"
-    )
-
-
-def padding(spec: InputSpec) -> int:
-    """Return the value that fills an input's padding: 0, or the valid value nearest to it."""
-    if spec.range is None:
-        return 0
-    return min(max(0, spec.range.minimum), spec.range.maximum)
-
-
-def _check_tensor(
-    kind: str, name: str, array: Array, dtype: str, axes: Axes, sizes: dict[str, tuple[int, str]]
-) -> None:
-    """Check one batch-first tensor; `sizes` collects the size of each named axis and the tensor that set it."""
-    found = dtype_of(array)
-    if not array.dtype.isnative:
-        raise InvalidRequestError(f"{kind} {name!r} has dtype {array.dtype}; accepted: this machine's byte order")
-    if found != dtype:
-        raise InvalidRequestError(f"{kind} {name!r} has datatype {datatype_of(found)}; accepted: {datatype_of(dtype)}")
-    shape = list(array.shape)
-    if len(shape) != len(axes):
-        raise InvalidRequestError(
-            f"{kind} {name!r} has shape {shape} of {len(shape)} axes; accepted: {len(axes)} axes {list(axes)}"
-        )
-    for axis, size in zip(axes, shape, strict=True):
-        if isinstance(axis, int):
-            if size != axis:
-                raise InvalidRequestError(f"{kind} {name!r} has shape {shape}; accepted: {list(axes)}")
-        elif axis in (BATCH, TIME) and size < 1:
-            raise InvalidRequestError(f"{kind} {name!r} has shape {shape}; axis {axis!r} must be at least 1")
-        elif sizes.setdefault(axis, (size, name))[0] != size:
-            expected, other = sizes[axis]
-            raise InvalidRequestError(
-                f"{kind} {name!r} has shape {shape}; axis {axis!r} must be {expected}, as in {other!r}"
-            )

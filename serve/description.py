@@ -8,9 +8,9 @@ from cellport.protos import model_config_pb2 as config
 
 from .calls import CallContext, Lifecycle
 from .codec import datatype_of
-from .contract import batch_first
 from .engine import Engine
 from .exchange import STATES_METADATA
+from .layouts import batch_first
 from .model import Model
 from .scheduler import PATIENCE
 

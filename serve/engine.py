@@ -406,6 +406,7 @@ class Engine:
                 )
         if request.deadline is not None and request.deadline <= self.clock():
             raise deadline_error()
+        numbered = not request.going_on and any([each.step is not None for each in controls])
         return Job(
             model=model,
             bound=bound,
@@ -417,7 +418,8 @@ class Engine:
             new=request.new,
             generation=generation,
             partial=partial,
-            digest=_digest(request) if controls and any([each.step is not None for each in controls]) else b"",
+            digest=_digest(request) if numbered else b"",
+            going_on=request.going_on,
         )
 
     def _controls(self, request: Request) -> tuple[Sequence[Control], Model]:
@@ -518,10 +520,10 @@ class Engine:
         # Before a start makes room in the table, at the cost of another sequence.
         self._scheduler.check_room(job.size)
         controls = job.controls
-        if controls and job.bound is not None and not job.bound.states:
-            lanes = self._sequences.ready_lanes(job.model, controls)
+        if job.going_on and job.bound is not None and not job.bound.states:
+            lanes = self._sequences.ready_lanes(job.model, job.going_on)
             if lanes is not None:
-                job.places = [Place(lane, end=control.end) for lane, control in zip(lanes, controls, strict=True)]
+                job.lanes = lanes
                 self._scheduler.submit_ready(job)
                 return []
         if len(controls) == 1:

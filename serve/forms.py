@@ -308,14 +308,31 @@ class ReplyWriter:
     def __init__(self) -> None:
         self._heads: dict[Any, bytes] = {}
 
-    def write(self, reply: Reply, request_id: bytes, parameters: Mapping[str, bool | int | str] | None = None) -> bytes:
+    def write(self, reply: Reply, request_id: bytes) -> bytes:
         """Return the message of a reply.
+
+        Args:
+            reply: the reply.
+            request_id: the id of the request.
+        """
+        return b"".join(self._pieces(reply, request_id, None))
+
+    def write_streamed(
+        self, reply: Reply, request_id: bytes, parameters: Mapping[str, bool | int | str] | None = None
+    ) -> bytes:
+        """Return the same within a ModelStreamInferResponse.
 
         Args:
             reply: the reply.
             request_id: the id of the request.
             parameters: to be added to those of the reply.
         """
+        pieces = self._pieces(reply, request_id, parameters)
+        return b"".join((b"\x12", size_of(sum(map(len, pieces))), *pieces))
+
+    def _pieces(
+        self, reply: Reply, request_id: bytes, parameters: Mapping[str, bool | int | str] | None
+    ) -> list[bytes | memoryview]:
         outputs = reply.outputs
         key: Any = (reply.model, reply.version)
         for name, array in outputs.items():
@@ -326,15 +343,15 @@ class ReplyWriter:
             if len(self._heads) >= _FORMS:
                 self._heads.clear()
             self._heads[key] = head
-        pieces = [head]
+        pieces: list[bytes | memoryview] = [head]
         if request_id:
-            pieces += b"\x1a", size_of(request_id), request_id
+            pieces += b"\x1a", size_of(len(request_id)), request_id
         if reply.finish is not None or reply.sequence_id is not None or parameters:
             pieces.append(_write_parameters(reply, parameters or {}))
         for array in outputs.values():
             data = codec.raw(array)
-            pieces += b"\x32", size_of(data), data
-        return b"".join(pieces)
+            pieces += b"\x32", size_of(len(data)), data
+        return pieces
 
 
 def _write_head(reply: Reply) -> bytes:
@@ -367,14 +384,8 @@ def write_parameters(values: Mapping[str, bool | int | str]) -> bytes:
     return message.SerializeToString()
 
 
-def stream_response(data: bytes) -> bytes:
-    """Return the ModelStreamInferResponse of a serialized ModelInferResponse."""
-    return b"".join((b"\x12", size_of(data), data))
-
-
-def size_of(data: bytes) -> bytes:
+def size_of(size: int) -> bytes:
     """Return a field's length as it is written in front of it."""
-    size = len(data)
     if size < _LONG:
         return _SIZES[size]
     if size < _LONG << 7:

@@ -14,7 +14,7 @@ from .requests import Control, Reply
 from .uniting import shape_of
 
 if TYPE_CHECKING:
-    from .sequences import Lane
+    from .sequences import Lane, LaneKey
 
 Outcome = Reply | Exception
 
@@ -54,7 +54,10 @@ class Job:
         digest: of what it asks, if its steps are numbered.
         generation: what it generates, if it does.
         partial: called with each token of a generation, outside of any lock; None if they are to be told at the end.
-        places: for each row, its place in a sequence; empty outside of sequences.
+        going_on: see `Request`.
+        lanes: for each row, its sequence, if nothing had to be asked of them (`SequenceTable.ready_lanes`); most steps
+            are such, and may be of many sequences.
+        places: for each row, its place in a sequence, if it has no lanes; empty outside of sequences.
         number: its place in the order of arrival.
         key: what jobs have in common that may share a run.
         size: bytes of its tensors.
@@ -74,6 +77,7 @@ class Job:
     """
 
     # Defaults of the class: most requests are done in one run and need few of these, and there is one for each request.
+    lanes: "Sequence[Lane]" = ()
     places: Sequence[Place] = ()
     number = 0
     key: Hashable = None
@@ -103,6 +107,7 @@ class Job:
         digest: bytes = b"",
         generation: Generation | None = None,
         partial: Callable[[Reply], None] | None = None,
+        going_on: "Sequence[LaneKey]" = (),
     ) -> None:
         self.model = model
         self.bound = bound
@@ -115,6 +120,7 @@ class Job:
         self.digest = digest
         self.generation = generation
         self.partial = partial
+        self.going_on = going_on
         self.results: dict[str, Array] = {}
         self.extent: tuple[int, ...] = ()
         if bound is not None:
@@ -138,6 +144,11 @@ class Job:
         if bound.rows == 1 or bound.lengths is None or not self.position:
             return bound.rows
         return int((bound.lengths > self.position).sum())
+
+    @property
+    def sequences(self) -> "Sequence[Lane]":
+        """The sequences that its rows are steps of."""
+        return self.lanes or [place.lane for place in self.places]
 
     @property
     def remaining(self) -> int:

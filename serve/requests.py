@@ -60,6 +60,8 @@ class Request:
         new: the request starts a sequence under an id that the engine chooses, and tells in its reply.
         sampling: the request is a prompt, and how to go on from it; None for one that is run as it is.
         controls: the place of each row in a sequence; empty outside one.
+        going_on: the model's name and the id of the sequence of each row, if all rows are steps without a number that
+            neither start nor end one; else empty.
         form: the same object for requests that have the same inputs by name, element type and shape, and the same
             outputs; None if nothing is known of that.
     """
@@ -75,12 +77,15 @@ class Request:
     sampling: "Sampling | None" = None
     form: Hashable = None
     controls: Sequence[Control] = field(init=False)
+    going_on: Sequence[tuple[str, SequenceId]] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.control is None:
             self.controls = ()
         else:
             self.controls = [self.control] if isinstance(self.control, Control) else self.control
+        plain = all(not (each.start or each.end) and each.step is None for each in self.controls)
+        self.going_on = [(self.model, each.id) for each in self.controls] if plain else ()
         if self.sampling is not None and (self.new or self.control is not None):
             raise InvalidRequestError("max_tokens is given inside a sequence; accepted: outside of sequences")
         if self.new and self.control is not None:

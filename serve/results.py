@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .codec import Array
-from .contract import Bound, Contract, Layout
+from .contract import Bound, Contract
 from .jobs import Part
+from .layouts import Layout
 from .model import Model
 
 
@@ -30,17 +31,23 @@ def fetches_of(contract: Contract, parts: Sequence[Part]) -> list[str]:
 def keep(model: Model, parts: Sequence[Part], results: Mapping[str, Array], rows: int) -> None:
     """Write the states after the run to where they are kept."""
     slots: list[int] = []
+    for part in parts:
+        if part.target is not None:
+            slots += part.target
+    if not slots:
+        return
+    states = {name: results[state.output] for name, state in model.contract.states.items()}
+    if len(slots) == rows:
+        model.arena.scatter(slots, states)
+        return
     places: list[int] = []
     start = 0
     for part in parts:
         stop = start + part.count
         if part.target is not None:
-            slots += part.target
             places.extend(range(start, stop))
         start = stop
-    if slots:
-        states = {state.input: results[state.output] for state in model.contract.states.values()}
-        model.arena.scatter(slots, states, None if len(slots) == rows else places)
+    model.arena.scatter(slots, states, places)
 
 
 def give(contract: Contract, parts: Sequence[Part], results: Mapping[str, Array], steps: int) -> None:
@@ -76,9 +83,8 @@ def _give_whole(contract: Contract, parts: Sequence[Part], results: Mapping[str,
             return False
     views: list[tuple[str, Array, bool]] = []
     for name in wanted:
-        array, layout = results[name], contract.output_layouts[name]
-        if layout.batch:
-            array = np.moveaxis(array, layout.batch, 0)
+        layout = contract.output_layouts[name]
+        array = layout.from_graph(results[name])
         if timed and layout.time is not None:
             if array.shape[layout.time] != steps:
                 return False
@@ -104,7 +110,9 @@ def _give(contract: Contract, part: Part, results: Mapping[str, Array], start: i
         if name not in results:
             continue
         layout = contract.output_layouts[name]
-        array = _from_graph(results[name], layout, start, stop)
+        array = layout.from_graph(results[name])
+        if layout.batch is not None:
+            array = array[start:stop]
         at = layout.time if bound.time is not None else None
         if whole:
             array = array if at is None else _fit(array, at, bound.time)
@@ -171,10 +179,3 @@ def _fit(array: Array, at: int, time: int | None) -> Array:
 def _trim(array: Array, layout: Layout, joins: Sequence[str], bound: Bound) -> Array:
     """Return a batch-first output with the request's own sizes along the axes that were padded."""
     return array[tuple(slice(bound.sizes[str(axis)]) if axis in joins else slice(None) for axis in layout.wire)]
-
-
-def _from_graph(array: Array, layout: Layout, start: int, stop: int) -> Array:
-    if layout.batch is None:
-        return array
-    first: Array = np.moveaxis(array, layout.batch, 0) if layout.batch else array
-    return first[start:stop]

@@ -186,8 +186,8 @@ class Scheduler:
     def submit_ready(self, job: Job) -> None:
         """Accept steps of sequences that `SequenceTable.ready_lanes` has nothing to ask of; there is room for them."""
         self._count(job)
-        for place in job.places:
-            place.lane.jobs.append(job)
+        for lane in job.lanes:
+            lane.jobs.append(job)
         self._push(job)
 
     def _count(self, job: Job) -> None:
@@ -242,8 +242,8 @@ class Scheduler:
         """Drop every request that has not run to its end."""
         completions = []
         for job in [each for group in self._groups.values() for _, _, each in group.heap]:
-            for place in job.places:  # the last first: one that is free to begin would be queued again
-                for step in reversed(place.lane.jobs):
+            for lane in job.sequences:  # the last first: one that is free to begin would be queued again
+                for step in reversed(lane.jobs):
                     completions += self.cancel(step, error)[1]
             completions += self.cancel(job, error)[1]
         return completions
@@ -314,7 +314,9 @@ class Scheduler:
                 continue
             if error is None:
                 reply = _reply(job)
-                if job.places:
+                if job.lanes:
+                    self._go_on(job, now)
+                elif job.places:
                     self._advance(job, reply, now)
                 completions.append(Completion(job, reply))
             else:
@@ -458,12 +460,14 @@ class Scheduler:
         source: Sequence[int] | None = None
         if job.slots:
             source = job.slots if rows is None else [job.slots[row] for row in rows]
+        elif job.lanes:
+            source = [slot for lane in job.lanes if (slot := lane.slot) is not None]
         elif job.places and not all([place.start for place in job.places]):
             source = [INITIAL if place.start else _slot(place) for place in job.places]
         target: Sequence[int] | None = None
-        if not final or job.places or job.generation is not None:
+        if not final or job.lanes or job.places or job.generation is not None:
             if not job.slots:
-                if final and source is not None and INITIAL not in source:
+                if final and source is not None and (job.lanes or INITIAL not in source):
                     target = source
                 else:
                     job.slots = [job.model.slots.take() for _ in range(bound.rows)]
@@ -474,25 +478,28 @@ class Scheduler:
             job, bound, position=job.position, steps=steps, rows=rows, final=final, source=source, target=target
         )
 
-    def _advance(self, job: Job, reply: Reply, now: float) -> None:
-        """Move the sequences of a job that is done to the states after it."""
-        places = job.places
-        if not job.slots and not any([place.step is not None for place in places]):
-            for place in places:
-                self.sequences.stay(place.lane, now)
-                if place.end:
-                    self.sequences.end(place.lane)
+    def _go_on(self, job: Job, now: float) -> None:
+        """Move the sequences of a job that has lanes to the states after it."""
+        if not job.slots:
+            self.sequences.stay(job.lanes, now)
             return
+        for lane, slot in zip(job.lanes, job.slots, strict=True):
+            self.sequences.advance(lane, job.model, slot, now)
+        job.slots = ()
+
+    def _advance(self, job: Job, reply: Reply, now: float) -> None:
+        """Move the sequences of a job that has places to the states after it."""
+        places = job.places
         slots = job.slots or [_slot(place) for place in places]
         job.slots = ()
         kept: Reply | None = None
-        if any([place.step is not None for place in job.places]):
+        if any([place.step is not None for place in places]):
             size = sum(array.nbytes for array in reply.outputs.values())
-            if size <= self.sequences.settings.answer_bytes * len(job.places):
+            if size <= self.sequences.settings.answer_bytes * len(places):
                 # Views would keep the results of the whole run.
                 outputs = {name: array.copy() for name, array in reply.outputs.items()}
                 kept = replace(reply, outputs=outputs)
-        for row, (place, slot) in enumerate(zip(job.places, slots, strict=True)):
+        for row, (place, slot) in enumerate(zip(places, slots, strict=True)):
             answer = None if place.step is None else Answer(place.step, job.digest, kept, row)
             self.sequences.advance(place.lane, job.model, slot, now, start=place.start, answer=answer)
             if place.end:
@@ -564,16 +571,18 @@ class Scheduler:
         job.slots = ()
         job.finish()
         freed: list[Job] = []
-        for place in job.places:
-            lane = place.lane
-            first = lane.jobs[0] is job
-            lane.jobs.remove(job)
-            if lane.jobs and first:
-                lane.jobs[0].blocked -= 1
-                if not lane.jobs[0].blocked:
-                    freed.append(lane.jobs[0])
-            self.sequences.release(lane)
-        job.places = ()
+        for lane in job.sequences:
+            jobs = lane.jobs
+            first = jobs[0] is job
+            jobs.remove(job)
+            if not jobs:
+                if not lane.stays:
+                    self.sequences.release(lane)
+            elif first:
+                jobs[0].blocked -= 1
+                if not jobs[0].blocked:
+                    freed.append(jobs[0])
+        job.lanes = job.places = ()
         completions = []
         for each in freed:
             if each.phase == "waiting" and not each.blocked:
@@ -584,7 +593,7 @@ class Scheduler:
         """Set which jobs a job may share a run with."""
         if job.bound is not None:
             cut = self.settings.cut and job.model.contract.cuts
-            job.key = group_key(job.model, job.bound, cut=cut, stateful=bool(job.places or job.slots))
+            job.key = group_key(job.model, job.bound, cut=cut, stateful=bool(job.lanes or job.places or job.slots))
 
     def _pop_dropped(self, group: _Group) -> None:
         heapq.heappop(group.heap)

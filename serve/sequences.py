@@ -22,7 +22,7 @@ from cellport.errors import (
 from .codec import names
 from .jobs import Job
 from .model import Model
-from .requests import Control, Reply, SequenceId
+from .requests import Reply, SequenceId
 
 LaneKey = tuple[str, SequenceId]
 
@@ -96,6 +96,7 @@ class Lane:
         slot: where its state is; None while not running, as before its first step is done.
         jobs: steps that wait or run, in order of arrival; only the first may run.
         answer: the last step's, if it had a number.
+        known: it is in the table, and so what further steps of its id are of.
     """
 
     key: LaneKey
@@ -105,6 +106,12 @@ class Lane:
     slot: int | None = None
     jobs: list[Job] = field(default_factory=list)  # a deque would take more memory than most states do
     answer: Answer | None = None
+    known: bool = True
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is kept when it has no steps to do."""
+        return self.known and self.slot is not None
 
     @property
     def running(self) -> bool:
@@ -273,24 +280,25 @@ class SequenceTable:
             self._bytes += model.arena.row_bytes
         elif lane.model is not model:
             self._bytes += model.arena.row_bytes - lane.model.arena.row_bytes
-        known = self._knows(lane)
         if start or lane.slot is None:
             lane.started = now
-            if known:
+            if lane.known:
                 self._past.pop(lane.key, None)
         lane.model = model
         lane.slot = slot
         lane.last_used = now
         lane.answer = answer
-        if known:
+        if lane.known:
             self._lanes.move_to_end(lane.key)
 
-    def stay(self, lane: Lane, now: float) -> None:
-        """Take note of a step without a number that has left its state where the state before was."""
-        lane.last_used = now
-        lane.answer = None
-        if self._lanes.get(lane.key) is lane:
-            self._lanes.move_to_end(lane.key)
+    def stay(self, lanes: Sequence[Lane], now: float) -> None:
+        """Take note of steps without a number that have left their states where the states before were."""
+        move = self._lanes.move_to_end
+        for lane in lanes:
+            lane.last_used = now
+            lane.answer = None
+            if lane.known:
+                move(lane.key)
 
     def model_of(self, name: str, sequence_id: SequenceId) -> Model | None:
         """Return the model that a sequence runs on, of whatever version; None if it is not running."""
@@ -316,23 +324,16 @@ class SequenceTable:
                 return job.model
         return lane.model if lane.running else None
 
-    def ready_lanes(self, model: Model, controls: Sequence[Control]) -> list[Lane] | None:
-        """Return the lanes of a request's steps, if nothing has to be asked of them any more.
+    def ready_lanes(self, model: Model, keys: Sequence[LaneKey]) -> list[Lane] | None:
+        """Return the lanes of steps that go on, if nothing has to be asked of them any more.
 
-        They run on just this model, have no steps to do, and the steps have no numbers and start none. None if it is
-        otherwise with one of them.
+        They run on just this model and have no steps to do. None if it is otherwise with one of them.
         """
-        found = []
-        for control in controls:
-            lane = self._lanes.get((model.name, control.id))
-            if (
-                lane is None
-                or lane.jobs
-                or lane.slot is None
-                or lane.model is not model
-                or control.start
-                or control.step is not None
-            ):
+        get = self._lanes.get
+        found: list[Lane] = []
+        for key in keys:
+            lane = get(key)
+            if lane is None or lane.jobs or lane.slot is None or lane.model is not model:
                 return None
             found.append(lane)
         return found
@@ -352,7 +353,7 @@ class SequenceTable:
         """Stop a lane whose last step is done."""
         answer = lane.answer
         self._stop(lane)
-        if self._knows(lane):
+        if lane.known:
             self._remember(lane.key, _ENDED, answer)
         self.release(lane)
 
@@ -368,20 +369,21 @@ class SequenceTable:
                 self._evict(lane, reason)
                 continue
             # From now on only its steps know it, and it is stopped when they are done.
-            del self._lanes[lane.key]
+            self._forget(lane)
             self._remember(lane.key, reason)
 
     def release(self, lane: Lane) -> None:
         """Forget a lane that neither runs nor has steps to do."""
         if lane.jobs:
             return
-        if not self._knows(lane):
+        if not lane.known:
             self._stop(lane)
         elif not lane.running:
-            del self._lanes[lane.key]
+            self._forget(lane)
 
-    def _knows(self, lane: Lane) -> bool:
-        return self._lanes.get(lane.key) is lane
+    def _forget(self, lane: Lane) -> None:
+        lane.known = False
+        del self._lanes[lane.key]
 
     def evict_idle(self, now: float) -> None:
         """Evict the sequences whose idle limit or lifetime has passed."""
@@ -428,7 +430,7 @@ class SequenceTable:
         self._evict(lane, f"was evicted to make room; {limit}")
 
     def _evict(self, lane: Lane, reason: str) -> None:
-        del self._lanes[lane.key]
+        self._forget(lane)
         self._stop(lane)
         self._remember(lane.key, reason)
 

@@ -15,7 +15,7 @@ from cellport.protos.inference_pb2 import ModelStreamInferResponse
 from .async_engine import Pending
 from .calls import CallContext, Lifecycle, closing_error
 from .exchange import STATUS_PARAMETER
-from .forms import Received, stream_response
+from .forms import Received
 from .jobs import Outcome
 from .requests import Control, Reply, SequenceId
 from .status import status_of
@@ -115,7 +115,7 @@ class InferenceStream:
         """Take the next token of a generation."""
         assert isinstance(reply, Reply)
         entry.generates = True
-        self._write(stream_response(self._calls.writer.write(reply, entry.received.id, _MORE)))
+        self._write(self._calls.writer.write_streamed(reply, entry.received.id, _MORE))
 
     def receive(self, entry: _Entry, outcome: Outcome) -> None:
         """Take an outcome, and send it unless an earlier step of the same sequence is not answered yet."""
@@ -124,7 +124,7 @@ class InferenceStream:
             del self._entries[entry]
             if entry.final:  # its tokens have all been sent
                 empty = replace(outcome, outputs={})
-                self._write(stream_response(self._calls.writer.write(empty, entry.received.id, _FINAL)))
+                self._write(self._calls.writer.write_streamed(empty, entry.received.id, _FINAL))
             self._changed()
             return
         if isinstance(outcome, Exception):
@@ -132,7 +132,7 @@ class InferenceStream:
             return
         try:
             parameters = _FINAL if entry.final else None
-            response = stream_response(self._calls.writer.write(outcome, entry.received.id, parameters))
+            response = self._calls.writer.write_streamed(outcome, entry.received.id, parameters)
             self._calls.check_size(response)
         except Exception as error:
             response = _write_error(error, entry)

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from cellport.errors import InternalServingError, ServingError
-from cellport.manifest import BATCH, Axes, InputSpec
+from cellport.manifest import BATCH, InputSpec
 
 from .codec import Array
 from .contract import Bound
@@ -138,7 +138,7 @@ def _feeds(model: Model, parts: Sequence[Part], bounds: Sequence[Bound], steps: 
                 if axis in layout.wire and len({array.shape[layout.wire.index(axis)] for array in arrays}) > 1:
                     arrays = _widen(arrays, layout.wire.index(axis), layout.fill)
             joined = np.concatenate(arrays) if at is None or even else _pad(arrays, at, steps, layout.fill)
-        feeds[name] = np.moveaxis(joined, 0, layout.batch) if layout.batch else joined
+        feeds[name] = layout.to_graph(joined)
     lengths = contract.lengths
     if lengths is not None and (not even or measured or lengths.name in model.required):
         feeds[lengths.name] = _valid(parts, bounds)
@@ -152,17 +152,17 @@ def _feeds(model: Model, parts: Sequence[Part], bounds: Sequence[Bound], steps: 
 
 def _add_states(model: Model, parts: Sequence[Part], bounds: Sequence[Bound], feeds: dict[str, Array]) -> None:
     """Add the states that the rows start from, where they are not all the initial ones."""
-    states = model.contract.states
+    layouts = model.contract.state_layouts
     own = [not part.position and bool(bound.states) for part, bound in zip(parts, bounds, strict=True)]
-    if not any(own) and all([part.source is None for part in parts]) and not model.required.intersection(states):
+    if not any(own) and all([part.source is None for part in parts]) and not model.required.intersection(layouts):
         return
     if not model.arena.uniform and len(parts) == 1 and parts[0].source is None:
-        for name, state in states.items():
+        for name, layout in layouts.items():
             if name in bounds[0].states:
-                feeds[name] = _to_graph(bounds[0].states[name], state.axes)
+                feeds[name] = layout.to_graph(bounds[0].states[name])
             elif name in model.required:
-                initial = np.moveaxis(state.initial_value(), state.batch_axis, 0)
-                feeds[name] = _to_graph(np.broadcast_to(initial, (bounds[0].rows, *initial.shape[1:])), state.axes)
+                initial = layout.from_graph(model.contract.states[name].initial_value())
+                feeds[name] = layout.to_graph(np.broadcast_to(initial, (bounds[0].rows, *initial.shape[1:])))
         return
     slots: list[int] = []
     for part in parts:
@@ -174,7 +174,7 @@ def _add_states(model: Model, parts: Sequence[Part], bounds: Sequence[Bound], fe
             stop = start + part.count
             if has:
                 for name, given in bound.states.items():
-                    np.moveaxis(gathered[name], states[name].batch_axis, 0)[start:stop] = given
+                    layouts[name].from_graph(gathered[name])[start:stop] = given
             start = stop
     feeds.update(gathered)
 
@@ -256,11 +256,6 @@ def _valid(parts: Sequence[Part], bounds: Sequence[Bound]) -> Array:
 
 def _concatenate(parts: Sequence[Array]) -> Array:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _to_graph(array: Array, axes: Axes) -> Array:
-    at = axes.index(BATCH)
-    return array if at == 0 else np.moveaxis(array, 0, at)
 
 
 def _refusal(model: Model, error: Exception) -> Exception:

@@ -9,7 +9,8 @@ from cellport.errors import ManifestError
 from cellport.manifest import BATCH, TIME, Axes, InputSpec, Manifest, OutputSpec, StateSpec
 
 from .codec import Array
-from .contract import Contract, padding
+from .contract import Contract
+from .layouts import padding
 
 _ROWS, _STEPS = 3, 17
 _CLOSE = 0.01
@@ -46,7 +47,7 @@ def try_out(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
     last = {name: _last(array, batched[name]) for name, array in feeds.items()}
     alone = _run(session, manifest, last, 1, steps)
     for name, array in alone.items():
-        expected = _last(results[name], contract.axes_of(name)).astype(np.float64)
+        expected = _last(results[name], contract.output_layouts[name].graph).astype(np.float64)
         largest = float(np.abs(expected).max(initial=0.0))
         if not np.allclose(array, expected, rtol=0, atol=_CLOSE * largest, equal_nan=True):
             raise ManifestError(

@@ -71,7 +71,7 @@ def divided(contract: Contract, bounds: Sequence[Bound], results: Mapping[str, A
         sizes = sizes_of(contract.manifest.inputs, bound.inputs)
         found.append(
             {
-                name: part_of(results[name], contract.axes_of(name), contract.unites, before, sizes)
+                name: part_of(results[name], contract.output_layouts[name].graph, contract.unites, before, sizes)
                 for name in bound.outputs
             }
         )

@@ -9,8 +9,9 @@ import numpy as np
 from cellport.manifest import BATCH, TIME
 
 from .codec import Array
-from .contract import Contract, batch_first, padding
+from .contract import Contract
 from .jobs import Job, Part, Tick
+from .layouts import batch_first, padding
 from .model import Model
 from .ticks import run_tick
 
