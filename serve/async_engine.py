@@ -210,19 +210,15 @@ class AsyncEngine:
         jobs, self._new = self._new, []
         if not jobs:  # done at once
             return
-        met = len(jobs) > 1 or self.engine.busy
-        inline = self._way.take(time.perf_counter(), len(jobs), met=met) and self._is_short(jobs)
-        if inline and len(jobs) == 1 and self.engine.run_alone(jobs[0]):
+        engine, way = self.engine, self._way
+        first = jobs[0]
+        way.take(time.perf_counter(), len(jobs), met=len(jobs) > 1 or engine.busy)
+        inline = way.alone and engine.expected_seconds(first) <= engine.settings.inline_seconds
+        if inline and engine.run_alone(first):
             return
-        for job, error in self.engine.accept(jobs, self.engine.run_here if inline else None):
+        engine.at_once = engine.workers if way.several or not engine.is_brief(first) else 1
+        for job, error in engine.accept(jobs, engine.run_here if inline else None):
             job.done(error)
-
-    def _is_short(self, jobs: Sequence[Job]) -> bool:
-        """Return whether one run does all that has come, and takes so little time that the loop may do it itself."""
-        model = jobs[0].model
-        if len(jobs) > 1 and any([job.model is not model or job.bound is None for job in jobs]):
-            return False
-        return self.engine.expected_seconds(jobs) <= self.engine.settings.inline_seconds
 
     async def infer(
         self,

@@ -105,7 +105,8 @@ class Engine:
     Attributes:
         repository: the models.
         runs: how many runs have begun.
-        workers: how many runs there may be at a time.
+        workers: how many threads there are for runs.
+        at_once: how many runs there may be at a time, at most as many.
 
     Raises:
         ModelLoadError: a model cannot be loaded.
@@ -136,7 +137,7 @@ class Engine:
         self._holding = False  # a worker waits for more requests before it runs those that wait
         self.runs = 0
         self._names = itertools.count(1)
-        self.workers = self.settings.workers or self._choose_workers()
+        self.workers = self.at_once = self.settings.workers or self._choose_workers()
         self._threads = [
             threading.Thread(target=self._work, name=f"cellport-engine-{number}", daemon=True)
             for number in range(self.workers)
@@ -670,21 +671,24 @@ class Engine:
             assert slot is not None
             return model.arena.read(slot), None if lane.answer is None else lane.answer.step
 
-    def expected_seconds(self, jobs: Sequence[Job]) -> float:
-        """Return how long one run of requests of one model would take."""
-        if len(jobs) == 1:
-            job = jobs[0]
-            return job.model.costs.seconds(job.rows, job.steps) if job.bound is not None else 0.0
-        rows, steps = sum([job.rows for job in jobs]), max([job.steps for job in jobs])
-        return jobs[0].model.costs.seconds(rows, steps)
+    def expected_seconds(self, job: Job) -> float:
+        """Return how long a run of one request would take."""
+        return job.model.costs.seconds(job.rows, job.steps) if job.bound is not None else 0.0
+
+    def is_brief(self, job: Job) -> bool:
+        """Return whether a request's runs take so little time that answering takes as long.
+
+        Those of a generation go on by themselves.
+        """
+        return job.generation is None and job.model.costs.usual_seconds <= self.settings.inline_seconds
 
     def run_waiting(self) -> bool:
         """Run what is waiting, once, on this thread; return whether there was anything.
 
-        Nothing is run if as many runs take place as there are workers.
+        Nothing is run if as many runs take place as there may be.
         """
         with self._changed:
-            if self._scheduler.running >= self.workers:
+            if self._scheduler.running >= self.at_once:
                 return False
             tick, completions = self._schedule(self.clock(), 1)
         _deliver(completions)
@@ -711,10 +715,10 @@ class Engine:
             idle: among how many runs to share out what waits; None for as many as there could be.
         """
         self._sequences.evict_idle(now)
-        tick, completions = self._scheduler.schedule(now, idle or self.workers - self._scheduler.running)
+        tick, completions = self._scheduler.schedule(now, idle or self.at_once - self._scheduler.running)
         if tick is not None:
             self.runs += 1
-            if self._scheduler.waiting and self._scheduler.running < self.workers:
+            if self._scheduler.waiting and self._scheduler.running < self.at_once:
                 self._changed.notify()
         return tick, completions
 
@@ -736,7 +740,7 @@ class Engine:
                 now = self.clock()
                 tick: Tick | None = None
                 completions: list[Completion] = []
-                if self._scheduler.running < self.workers:
+                if self._scheduler.running < self.at_once:
                     seconds = 0.0 if self._closed or waited else self._scheduler.patience(now)
                     waited = False
                     if seconds and not self._holding:

@@ -334,7 +334,7 @@ class Scheduler:
     def _take(self, group: _Group, now: float, idle: int, completions: list[Completion]) -> list[Job]:
         """Take jobs for one run out of a group."""
         most = self._share(group, idle)
-        if group.cut and len(group.heap) > most:
+        if group.cut:
             return self._take_alike(group, now, most, completions)
         jobs: list[Job] = []
         left: list[tuple[int, int, Job]] = []
@@ -354,7 +354,7 @@ class Scheduler:
                 break
             heapq.heappop(group.heap)
             grown = shape.with_job(job, rows)
-            if not group.cut and jobs and not grown.fits(self.settings.padding):
+            if jobs and not grown.fits(self.settings.padding):
                 left.append(item)
                 continue
             shape = grown
@@ -364,7 +364,7 @@ class Scheduler:
         return jobs
 
     def _take_alike(self, group: _Group, now: float, most: int, completions: list[Completion]) -> list[Job]:
-        """Take the most urgent job of a group that is cut, and of more than fit those that end nearest to its end.
+        """Take the most urgent job of a group that is cut, and if not all fit, those that end nearest to its end.
 
         So a long request runs in long chunks beside other long ones, and not in as many as short ones end. Who waits
         becomes the most urgent one in the end.
@@ -379,6 +379,8 @@ class Scheduler:
                 completions += self._drop(job, _late(job))  # and a step that waited for it may be pushed
             else:
                 alive.append(item)
+        if sum([item[2].rows for item in alive]) <= most:
+            return [item[2] for item in alive]
         jobs: list[Job] = []
         if alive:
             priority, _, first = alive[0]
@@ -433,7 +435,7 @@ class Scheduler:
 
     def _chunk(self, model: Model, jobs: Sequence[Job], now: float) -> int:
         """Return for how many steps jobs of a model that can be cut run together."""
-        if len(jobs) == 1 and jobs[0].remaining == 1:
+        if all([job.remaining == 1 for job in jobs]):
             return 1
         remaining = [(job.rows, job.remaining) for job in jobs]
         chunk = best_chunk(remaining, model.costs, limit=self.settings.run_seconds)
