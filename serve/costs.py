@@ -27,7 +27,7 @@ _ENOUGH = 1.25
 _REMEMBERED = 1024
 """Answers to how many rows are enough that are kept."""
 
-LONGER = 0.9
+LONGER = 0.95
 """How many of the steps that the fastest chunk does in a second a longer one must do to be taken: what it does not cut
 needs no further run, nor a place for its states."""
 

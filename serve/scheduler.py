@@ -28,6 +28,12 @@ from .uniting import UnionShape
 _SEARCH = 4
 """Requests that are passed over, for each row of a run, before the search for ones that fit is given up."""
 
+_SOONER = 4
+"""How many times worse it is to end so many steps sooner than the most urgent job than to end as many later."""
+
+_FEWEST = 4
+"""What an even share of rows is divided by at most, however long a run's most urgent job is."""
+
 _DROPPED = 64
 """Dropped requests that may lie in the queues beyond as many as wait, before the queues are cleared of them."""
 
@@ -76,13 +82,17 @@ class BatchSettings:
             raise ValueError(f"run_seconds is {self.run_seconds}; accepted: more than 0")
 
 
+_Item = tuple[int, float, int, Job]
+"""A waiting job: its priority, when it is due, its place in the order of arrival, and itself."""
+
+
 @dataclass(eq=False, slots=True)
 class _Group:
     """Waiting jobs that may share a run, the most urgent first; `since` is when there was first a choice to wait."""
 
     model: Model
     cut: bool
-    heap: list[tuple[int, int, Job]] = field(default_factory=list)
+    heap: list[_Item] = field(default_factory=list)
     since: float | None = None
 
 
@@ -241,7 +251,7 @@ class Scheduler:
     def cancel_all(self, error: Exception) -> list[Completion]:
         """Drop every request that has not run to its end."""
         completions = []
-        for job in [each for group in self._groups.values() for _, _, each in group.heap]:
+        for job in [each for group in self._groups.values() for *_, each in group.heap]:
             for lane in job.sequences:  # the last first: one that is free to begin would be queued again
                 for step in reversed(lane.jobs):
                     completions += self.cancel(step, error)[1]
@@ -258,7 +268,7 @@ class Scheduler:
         if key is None:
             return 0.0
         group = self._groups[key]
-        job, costs = group.heap[0][2], group.model.costs
+        job, costs = group.heap[0][-1], group.model.costs
         rows = len(group.heap) * job.rows
         if job.position or costs.usual < _EXPECTED * rows or rows >= costs.enough(job.remaining):
             return 0.0
@@ -337,11 +347,11 @@ class Scheduler:
         if group.cut:
             return self._take_alike(group, now, most, completions)
         jobs: list[Job] = []
-        left: list[tuple[int, int, Job]] = []
+        left: list[_Item] = []
         shape = _Shape()
         while group.heap:
             item = group.heap[0]
-            job = item[2]
+            job = item[-1]
             if job.phase != "waiting":
                 self._pop_dropped(group)
                 continue
@@ -372,29 +382,47 @@ class Scheduler:
         items, group.heap = sorted(group.heap), []
         alive = []
         for item in items:
-            job = item[2]
+            job = item[-1]
             if job.phase != "waiting":
                 self._dropped -= 1
             elif job.deadline is not None and job.deadline <= now:
                 completions += self._drop(job, _late(job))  # and a step that waited for it may be pushed
             else:
                 alive.append(item)
-        if sum([item[2].rows for item in alive]) <= most:
-            return [item[2] for item in alive]
+        if not alive:
+            return []
+        priority, _, _, first = alive[0]
+        ends = first.remaining
+        most = min(most, self._rows_beside(first, [item[-1] for item in alive], most))
+        if sum([item[-1].rows for item in alive]) <= most:
+            return [item[-1] for item in alive]
+
+        def distance(item: _Item) -> int:
+            # One that ends later goes on in the next run; one that ends sooner cuts this run short, or is padded.
+            later = item[-1].remaining - ends
+            return later if later >= 0 else -_SOONER * later
+
+        alive.sort(key=lambda item: (item[0] != priority, item[-1] is not first, distance(item)))
         jobs: list[Job] = []
-        if alive:
-            priority, _, first = alive[0]
-            ends = first.remaining
-            alive.sort(key=lambda item: (item[0] != priority, item[2] is not first, abs(item[2].remaining - ends)))
-            rows = 0
-            while alive and (not jobs or rows + alive[len(jobs)][2].rows <= most):
-                rows += alive[len(jobs)][2].rows
-                jobs.append(alive[len(jobs)][2])
-                if len(jobs) == len(alive):
-                    break
+        rows = 0
+        for item in alive:
+            job = item[-1]
+            if jobs and rows + job.rows > most:
+                break
+            rows += job.rows
+            jobs.append(job)
         group.heap += alive[len(jobs) :]
         heapq.heapify(group.heap)
         return jobs
+
+    def _rows_beside(self, first: Job, jobs: Sequence[Job], most: int) -> int:
+        """Return how many rows run beside the most urgent job: fewer if it is long, so that its steps take less time.
+
+        What it has left to do takes many runs, and the rows beside it would make each of them slower; they find others.
+        """
+        usual = sum([job.remaining for job in jobs]) / len(jobs)
+        fewer = max(int(most * usual / first.remaining), -(-most // _FEWEST))
+        return max(fewer, first.model.costs.enough(first.remaining))
 
     def _share(self, group: _Group, idle: int) -> int:
         """Return how many rows a run takes.
@@ -412,7 +440,7 @@ class Scheduler:
             return self.settings.rows
         else:
             even = -(-waiting // idle)
-        return max(1, min(self.settings.rows, max(even, group.model.costs.enough(group.heap[0][2].remaining))))
+        return max(1, min(self.settings.rows, max(even, group.model.costs.enough(group.heap[0][-1].remaining))))
 
     def _tick(self, group: _Group, jobs: list[Job], now: float) -> Tick:
         model = group.model
@@ -604,7 +632,7 @@ class Scheduler:
     def _clear(self) -> None:
         """Take the dropped requests out of all queues; each is paid for by its own cancellation."""
         for key, group in list(self._groups.items()):
-            group.heap = [item for item in group.heap if item[2].phase == "waiting"]
+            group.heap = [item for item in group.heap if item[-1].phase == "waiting"]
             heapq.heapify(group.heap)
             if not group.heap:
                 del self._groups[key]
@@ -617,18 +645,29 @@ class Scheduler:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(job.model, cut)
-        heapq.heappush(group.heap, (job.priority, job.number, job))
+        heapq.heappush(group.heap, (job.priority, job.arrived - self._head_start(job, group), job.number, job))
+
+    def _head_start(self, job: Job, group: _Group) -> float:
+        """Return how many seconds earlier a job counts as having come, since it has more left to do.
+
+        All jobs are to be done in about the same time, whatever they ask for; what takes many runs has to begin sooner.
+        But nothing is put behind what comes much later.
+        """
+        if not group.cut or job.steps == 1:
+            return 0.0
+        costs = job.model.costs
+        return min(job.remaining * costs.step_seconds(math.ceil(costs.usual)), self.settings.run_seconds)
 
     def _most_urgent(self) -> Hashable | None:
-        best: tuple[int, int] | None = None
+        best: tuple[int, float, int] | None = None
         found: Hashable | None = None
         for key, group in list(self._groups.items()):
-            while group.heap and group.heap[0][2].phase != "waiting":
+            while group.heap and group.heap[0][-1].phase != "waiting":
                 self._pop_dropped(group)
             if not group.heap:
                 del self._groups[key]
-            elif best is None or group.heap[0][:2] < best:
-                best, found = group.heap[0][:2], key
+            elif best is None or group.heap[0][:3] < best:
+                best, found = group.heap[0][:3], key
         return found
 
 

@@ -184,7 +184,7 @@ def test_all_compatible_requests_are_taken_together(lstm: Model, fussy: Model) -
     for job in (jobs[0], other, jobs[1], jobs[2]):
         scheduler.submit(job)
     assert scheduler.waiting == 4
-    assert taken(scheduler) == jobs
+    assert taken(scheduler) == jobs[::-1], "what has more left to do comes first"
     assert taken(scheduler) == [other]
     assert taken(scheduler) == []
 
@@ -565,18 +565,62 @@ def test_what_has_to_wait_or_to_be_cut_is_not_started_past_the_queue(lstm: Model
 def test_of_more_requests_than_fit_those_run_together_that_end_near_each_other(lstm: Model) -> None:
     lstm.costs = costs_of(lambda rows, steps: 1e-4 * max(rows, 2) * steps)
     scheduler = scheduler_of(rows=3)
-    lengths = [20, 2, 19, 40, 3, 21, 41, 1]
+    lengths = [20, 2, 18, 40, 30, 22, 41, 35]
     jobs = [job_of(lstm, tokens=tokens_of(length, seed=length)) for length in lengths]
-    for job in jobs:
+    for moment, job in enumerate(jobs):
+        job.arrived = 1.0 + moment
         scheduler.submit(job)
     tick, _ = scheduler.schedule(0.0)
     assert tick is not None
-    assert sorted(part.job.steps for part in tick.parts) == [19, 20, 21], "nearest to the one that came first"
+    assert sorted(part.job.steps for part in tick.parts) == [18, 20, 22], "nearest to the one that came first"
     outcomes, _ = drain(scheduler)
     outcomes |= finish(scheduler, tick)
     outcomes |= drain(scheduler)[0]
     assert len(outcomes) == len(jobs)
     assert (scheduler.waiting, scheduler.running) == (0, 0)
+
+
+def test_a_long_request_comes_before_a_short_one_that_came_little_sooner(lstm: Model) -> None:
+    lstm.costs = costs_of(lambda rows, steps: 1e-3 * steps)
+    scheduler = scheduler_of(rows=1)
+    arrivals = [(2, 0.0), (2, 0.008), (10, 0.01), (9, 0.5)]  # steps of a millisecond, and when they come
+    jobs = []
+    for steps, moment in arrivals:
+        job = job_of(lstm, tokens=tokens_of(steps, seed=steps))
+        job.arrived = 1.0 + moment
+        scheduler.submit(job)
+        jobs.append(job)
+    _, ticks = drain(scheduler)
+    order = list(dict.fromkeys(jobs.index(part.job) for tick in ticks for part in tick.parts))
+    assert order == [0, 2, 1, 3]
+
+
+def test_a_request_is_not_put_behind_long_ones_that_come_much_later(lstm: Model) -> None:
+    lstm.costs = costs_of(lambda rows, steps: 1e-3 * steps)
+    scheduler = scheduler_of(rows=1, run_seconds=0.02)
+    first = job_of(lstm, tokens=tokens_of(1, seed=1))
+    first.arrived = 1.0
+    scheduler.submit(first)
+    for number in range(5):
+        job = job_of(lstm, tokens=tokens_of(200, seed=number))
+        job.arrived = 1.021 + number
+        scheduler.submit(job)
+    tick, _ = scheduler.schedule(0.0)
+    assert tick is not None
+    assert [part.job for part in tick.parts] == [first]
+
+
+def test_fewer_requests_run_beside_a_long_one(lstm: Model) -> None:
+    lstm.costs = costs_of(lambda rows, steps: 1e-4 * (1 + rows) * steps)
+    scheduler = scheduler_of(rows=32)
+    for number, steps in enumerate([100, *[10] * 63]):
+        job = job_of(lstm, tokens=tokens_of(steps, seed=number))
+        job.arrived = 1.0
+        scheduler.submit(job)
+    tick, _ = scheduler.schedule(0.0)
+    assert tick is not None
+    assert 100 in [part.job.steps for part in tick.parts]
+    assert tick.rows == 8, "a quarter of what would run beside a short one"
 
 
 def test_an_urgent_request_is_taken_before_others_that_would_fit_better(lstm: Model) -> None:
