@@ -10,24 +10,23 @@ if TYPE_CHECKING:
     from .async_client import AsyncClient
     from .async_engine import AsyncEngine
     from .client import Client
-    from .engine import Engine, EngineSettings
-    from .model import Model, SessionSettings
-    from .scheduler import BatchSettings
-    from .sequences import SequenceSettings
+    from .engine import Engine
+    from .model import Model
     from .server import Server, ServerSettings
+    from .settings import BatchSettings, EngineSettings, SequenceSettings, SessionSettings
 
 _MODULES = {
     "AsyncClient": "async_client",
     "AsyncEngine": "async_engine",
-    "BatchSettings": "scheduler",
+    "BatchSettings": "settings",
     "Client": "client",
     "Engine": "engine",
-    "EngineSettings": "engine",
+    "EngineSettings": "settings",
     "Model": "model",
-    "SequenceSettings": "sequences",
+    "SequenceSettings": "settings",
     "Server": "server",
     "ServerSettings": "server",
-    "SessionSettings": "model",
+    "SessionSettings": "settings",
 }
 
 __all__ = [

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from .asgi_exchange import FIRST_LOOK, GONE, LATE, Exchange, GoneError, Receive, Send
+from .asgi_messages import messages_of
 from .asgi_pump import Asker, Pump
 from .asgi_wire import MessageReader, Metadata, WireError, frame, read_timeout
 from .calls import Call, CallContext, Lifecycle, closing_error, write_message
@@ -85,7 +86,7 @@ class GrpcApplication:
                 await exchange.end(Status.OK, "")
             else:
                 assert call.stream is not None
-                responses: Any = call.stream(exchange.messages(call, reader), context)
+                responses: Any = call.stream(messages_of(exchange, call, reader), context)
                 async with contextlib.aclosing(responses):
                     async for response in responses:
                         await exchange.write(self._frame(response))

@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from google.protobuf.message import Message
-
 from .asgi_wire import ACCEPTED_ENCODINGS, MessageReader, WireError, status_headers
-from .calls import Call
 from .status import Status
 
 Event = MutableMapping[str, Any]
@@ -165,35 +162,26 @@ class Exchange:
         self.ended = not event.get("more_body", False)
         return True
 
-    async def messages(self, call: Call, reader: MessageReader) -> AsyncIterator[Message | bytes]:
-        """Receive the requests of a stream."""
-        try:
-            while True:
-                while (data := reader.next()) is not None:
-                    yield call.parse(data)
-                if self.ended:
-                    reader.finish()
-                    return
-                await self._take(self._received or self._receive(), reader)
-                if not self.ended:
-                    # Asked for ahead, so that it is known at once when the client goes.
-                    self._received = asyncio.ensure_future(self._receive())
-                    self._received.add_done_callback(self._look)
-        except GoneError:
-            # The handler is being cancelled. To it, a client that has gone must not look like one that has sent all.
-            await asyncio.get_running_loop().create_future()
+    async def more(self, reader: MessageReader) -> None:
+        """Receive the next part of the request of a stream.
 
-    def _look(self, received: "asyncio.Future[Event]") -> None:
-        if received.cancelled() or received.result()["type"] == "http.disconnect":
-            self.interrupt(GONE)
-
-    async def _take(self, received: Awaitable[Event], reader: MessageReader) -> None:
-        event = await asyncio.shield(received)
+        Raises:
+            GoneError: the client has gone, and the handler is being cancelled.
+        """
+        event = await asyncio.shield(self._received or self._receive())
         if event["type"] == "http.disconnect":
             self.interrupt(GONE)
             raise GoneError
         reader.feed(event.get("body", b""))
         self.ended = not event.get("more_body", False)
+        if not self.ended:
+            # Asked for ahead, so that it is known at once when the client goes.
+            self._received = asyncio.ensure_future(self._receive())
+            self._received.add_done_callback(self._look)
+
+    def _look(self, received: "asyncio.Future[Event]") -> None:
+        if received.cancelled() or received.result()["type"] == "http.disconnect":
+            self.interrupt(GONE)
 
     async def answer(self, data: bytes) -> None:
         """Send the only message of a response, and that the call has succeeded."""

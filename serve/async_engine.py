@@ -1,119 +1,22 @@
 """The engine for an event loop."""
 
 import asyncio
-import contextlib
 import functools
-import logging
-import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from cellport.errors import RequestCancelledError
+from typing import Self
 
 from .codec import Array
-from .engine import Engine, EngineSettings, deadline_error, wait_of
+from .engine import Engine
 from .engine_sequence import EngineSequence
 from .generation import TOKENS, Sampling
 from .inline import WayChooser
 from .jobs import Job, Outcome
+from .pending import Mailbox, Pending
 from .requests import Reply, Request, SequenceId
-
-_log = logging.getLogger(__name__)
-
-
-class _Mailbox:
-    """Hands outcomes from the engine's threads to a loop, waking it once for all that arrive together."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._thread = threading.get_ident()
-        self._letters: deque[tuple[Callable[[Any], None], Outcome]] = deque()
-        self._woken = False
-
-    def post(self, receive: Callable[[Any], None], outcome: Outcome) -> None:
-        if threading.get_ident() == self._thread:
-            receive(outcome)
-            return
-        # Without a lock: the loop looks for letters after it has taken the flag down, and this is in that order too.
-        self._letters.append((receive, outcome))
-        if not self._woken:
-            self._woken = True
-            # A run may outlast the loop, if its caller has gone; then nobody waits for the outcome.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._open)
-
-    def _open(self) -> None:
-        self._woken = False
-        letters = self._letters
-        while letters:
-            receive, outcome = letters.popleft()
-            try:
-                receive(outcome)
-            except Exception:
-                _log.exception("delivering an answer failed")
-
-
-class Pending:
-    """A request that the engine has been given.
-
-    Attributes:
-        done: its outcome has been delivered.
-    """
-
-    __slots__ = ("_engine", "_mailbox", "_receive", "_receive_token", "_timer", "done", "job")
-
-    def __init__(
-        self,
-        engine: Engine,
-        mailbox: _Mailbox,
-        receive: Callable[[Outcome], None],
-        receive_token: Callable[[Outcome], None] | None,
-    ) -> None:
-        self.done = False
-        self.job: Job | None = None
-        self._engine = engine
-        self._mailbox = mailbox
-        self._receive = receive
-        self._receive_token = receive_token
-        self._timer: asyncio.TimerHandle | None = None
-
-    def expire_at(self, deadline: float) -> None:
-        """Drop the request when its time is up, unless the last of it runs already."""
-        seconds = wait_of(deadline - self._engine.clock())
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
-
-    def cancel(self) -> None:
-        """Drop the request unless the last of it runs already."""
-        self._cancel(RequestCancelledError("the request was cancelled before it ran"))
-
-    def post(self, outcome: Outcome) -> None:
-        """Take the outcome on any thread."""
-        self._mailbox.post(self._deliver, outcome)
-
-    def post_token(self, reply: Reply) -> None:
-        """Take the next token on any thread."""
-        assert self._receive_token is not None
-        self._mailbox.post(self._receive_token, reply)
-
-    def _deliver(self, outcome: Outcome) -> None:
-        self.done = True
-        self.job = None  # which holds this
-        if self._timer is not None:
-            self._timer.cancel()
-        if isinstance(outcome, Exception):
-            outcome.__traceback__ = None  # it holds frames that hold the request, and that holds its outcome
-        self._receive(outcome)
-
-    def _expire(self) -> None:
-        self._cancel(deadline_error())
-
-    def _cancel(self, error: Exception) -> None:
-        if not self.done and self.job is not None:
-            self._engine.cancel(self.job, error)
+from .settings import EngineSettings
 
 
 class AsyncEngine:
@@ -130,7 +33,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine | str | Path, settings: EngineSettings | None = None) -> None:
         self._owned = not isinstance(engine, Engine)
         self.engine = engine if isinstance(engine, Engine) else Engine(engine, settings)
-        self._mailbox: _Mailbox | None = None
+        self._mailbox: Mailbox | None = None
         self._loop: asyncio.AbstractEventLoop
         self._new: list[Job] = []
         self._way = WayChooser()
@@ -156,7 +59,7 @@ class AsyncEngine:
         mailbox = self._mailbox
         if mailbox is None:
             self._loop = asyncio.get_running_loop()
-            mailbox = self._mailbox = _Mailbox(self._loop)
+            mailbox = self._mailbox = Mailbox(self._loop)
         pending = Pending(self.engine, mailbox, receive, partial)
         pending.job = self.engine.prepare(request, pending.post, None if partial is None else pending.post_token)
         if request.deadline is not None:
@@ -216,7 +119,7 @@ class AsyncEngine:
         inline = way.alone and engine.expected_seconds(first) <= engine.settings.inline_seconds
         if inline and engine.run_alone(first):
             return
-        engine.at_once = engine.workers if way.several or not engine.is_brief(first) else 1
+        first.model.single = not way.several and engine.is_brief(first)
         for job, error in engine.accept(jobs, engine.run_here if inline else None):
             job.done(error)
 

@@ -73,12 +73,9 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from .engine import EngineSettings
     from .memory import settle
-    from .model import SessionSettings
-    from .scheduler import BatchSettings
-    from .sequences import SequenceSettings
     from .server import Server, ServerSettings
+    from .settings import BatchSettings, EngineSettings, SequenceSettings, SessionSettings
     from .versions import RepositorySettings, VersionPolicy
 
     try:

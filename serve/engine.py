@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -34,50 +34,22 @@ from .generation import TOKENS, Generation, Sampling
 from .instances import choose_threads, choose_workers, cores
 from .jobs import Completion, Job, Outcome, Place, Tick
 from .loading import Loader
-from .model import Model, SessionSettings
+from .model import Model
 from .repository import ModelFile, ModelStatus, Repository
 from .requests import Control, Reply, Request, SequenceId
-from .scheduler import BatchSettings, Scheduler
-from .sequences import Answer, Lane, SequenceSettings, SequenceTable, check_recurrent
+from .scheduler import Scheduler
+from .sequences import Answer, Lane, SequenceTable, check_recurrent
+from .settings import EngineSettings
 from .statistics import ModelStatistics
 from .threads import name_thread
 from .ticks import run_tick
-from .versions import RepositorySettings, VersionPolicy
+from .versions import VersionPolicy
 from .warming import warm
 
 if TYPE_CHECKING:
     from .engine_sequence import EngineSequence
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """How an engine works.
-
-    Attributes:
-        batch: limits of batching.
-        sequences: limits on running sequences.
-        session: how onnxruntime runs a model.
-        repository: which versions in a folder are served, and who decides when models come and go.
-        workers: how many runs there may be at a time; 0 to measure at the start how many get the most done.
-        warm_seconds: how long each model may be run when it is loaded, to learn what a run costs; 0 to guess it.
-        inline_seconds: a request to an idle engine that is expected to take no longer than this is run by the thread
-            that brings it, even if that is an event loop: it saves two hand-overs between threads.
-    """
-
-    batch: BatchSettings = field(default_factory=BatchSettings)
-    sequences: SequenceSettings = field(default_factory=SequenceSettings)
-    session: SessionSettings = field(default_factory=SessionSettings)
-    repository: RepositorySettings = field(default_factory=RepositorySettings)
-    workers: int = 0
-    warm_seconds: float = 0.25
-    inline_seconds: float = 0.002
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "warm_seconds", "inline_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0")
 
 
 class Ticket:
@@ -105,8 +77,7 @@ class Engine:
     Attributes:
         repository: the models.
         runs: how many runs have begun.
-        workers: how many threads there are for runs.
-        at_once: how many runs there may be at a time, at most as many.
+        workers: how many runs there may be at a time.
 
     Raises:
         ModelLoadError: a model cannot be loaded.
@@ -137,7 +108,7 @@ class Engine:
         self._holding = False  # a worker waits for more requests before it runs those that wait
         self.runs = 0
         self._names = itertools.count(1)
-        self.workers = self.at_once = self.settings.workers or self._choose_workers()
+        self.workers = self.settings.workers or self._choose_workers()
         self._threads = [
             threading.Thread(target=self._work, name=f"cellport-engine-{number}", daemon=True)
             for number in range(self.workers)
@@ -494,7 +465,7 @@ class Engine:
                     job.finish()
                     refused.append((job, error))
             inline = here is not None and idle and self._scheduler.waiting > 0
-            if self._scheduler.waiting and not inline and not (self._holding and self._scheduler.patience(now)):
+            if not inline and self._scheduler.ready and not (self._holding and self._scheduler.patience(now)):
                 self._changed.notify()
         _deliver(completions)
         if inline and here is not None:
@@ -685,10 +656,10 @@ class Engine:
     def run_waiting(self) -> bool:
         """Run what is waiting, once, on this thread; return whether there was anything.
 
-        Nothing is run if as many runs take place as there may be.
+        Nothing is run if as many runs take place as there are workers.
         """
         with self._changed:
-            if self._scheduler.running >= self.at_once:
+            if self._scheduler.running >= self.workers:
                 return False
             tick, completions = self._schedule(self.clock(), 1)
         _deliver(completions)
@@ -704,7 +675,7 @@ class Engine:
     def _leave_waiting(self) -> None:
         """Leave what came while this thread ran something to a worker, who may have found no room for it."""
         with self._changed:
-            if self._scheduler.waiting:
+            if self._scheduler.ready:
                 self._changed.notify()
 
     def _schedule(self, now: float, idle: int | None = None) -> tuple[Tick | None, list[Completion]]:
@@ -715,10 +686,10 @@ class Engine:
             idle: among how many runs to share out what waits; None for as many as there could be.
         """
         self._sequences.evict_idle(now)
-        tick, completions = self._scheduler.schedule(now, idle or self.at_once - self._scheduler.running)
+        tick, completions = self._scheduler.schedule(now, idle or self.workers - self._scheduler.running)
         if tick is not None:
             self.runs += 1
-            if self._scheduler.waiting and self._scheduler.running < self.at_once:
+            if self._scheduler.running < self.workers and self._scheduler.ready:
                 self._changed.notify()
         return tick, completions
 
@@ -735,30 +706,46 @@ class Engine:
         """Run what is waiting until the engine is closed; the body of every worker thread."""
         name_thread("cellport-run")
         waited = False
+        tick: Tick | None
+        completions: list[Completion]
         while True:
+            tick, completions = None, []  # while this waits, it holds nothing of the last run
             with self._changed:
-                now = self.clock()
-                tick: Tick | None = None
-                completions: list[Completion] = []
-                if self._scheduler.running < self.at_once:
-                    seconds = 0.0 if self._closed or waited else self._scheduler.patience(now)
-                    waited = False
-                    if seconds and not self._holding:
-                        self._holding = waited = True
-                        self._changed.wait(seconds)
-                        self._holding = False
-                        continue
-                    if not seconds:
-                        tick, completions = self._schedule(now)
-                if tick is None and not completions:
-                    if self._closed:
-                        return
-                    moment = self._sequences.next_eviction()
-                    self._changed.wait(None if moment is None else max(wait_of(moment - now), 0.1))
-                    continue
+                closed = self._closed
+                tick, completions, waited = self._next(waited)
+            if tick is None and not completions:
+                if closed:
+                    return
+                continue
             _deliver(completions)
             if tick is not None:
                 self._run(tick)
+
+    def _next(self, waited: bool) -> tuple[Tick | None, list[Completion], bool]:
+        """Take what is to be run next, or wait for news, with the lock held.
+
+        Args:
+            waited: further requests have just been waited for, and are not waited for again.
+
+        Returns:
+            The run, what is to be delivered, and whether further requests have been waited for.
+        """
+        now = self.clock()
+        if self._scheduler.running < self.workers:
+            seconds = 0.0 if self._closed or waited else self._scheduler.patience(now)
+            if seconds and not self._holding:
+                self._holding = True
+                self._changed.wait(seconds)
+                self._holding = False
+                return None, [], True
+            if not seconds:
+                tick, completions = self._schedule(now)
+                if tick is not None or completions:
+                    return tick, completions, False
+        if not self._closed:
+            moment = self._sequences.next_eviction()
+            self._changed.wait(None if moment is None else max(wait_of(moment - now), 0.1))
+        return None, [], False
 
 
 def _digest(request: Request) -> bytes:

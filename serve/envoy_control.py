@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cellport.manifest import Manifest
 
-from .engine import Engine, EngineSettings
+from .engine import Engine
+from .settings import EngineSettings
 
 VARIABLE = "CELLPORT_CONTROL"
 

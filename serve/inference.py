@@ -7,13 +7,15 @@ from typing import Any
 
 from cellport.errors import QueueFullError
 
-from .async_engine import AsyncEngine, Pending
+from .async_engine import AsyncEngine
 from .calls import CallContext, Lifecycle
 from .codec import Array
 from .forms import Received, ReplyWriter, RequestReader
 from .jobs import Outcome
+from .pending import Pending
 from .requests import Request
-from .streams import InferenceStream, answer_stream
+from .stream_answers import answer_stream
+from .streams import InferenceStream
 
 _NONE: Mapping[str, Array] = {}
 """Inputs of a request that the engine has taken: the next one that is made of it must not hold the last one's."""

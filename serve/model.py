@@ -1,7 +1,6 @@
 """One ONNX file in onnxruntime, bound by its manifest."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from .codec import Array
 from .contract import Contract
 from .costs import CostModel
 from .external_data import check_external_data
+from .settings import SessionSettings
 from .slots import Slots
 from .statistics import Counters
 from .status import log_id
@@ -34,26 +34,6 @@ _ORT_TYPES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class SessionSettings:
-    """How onnxruntime runs a model.
-
-    Attributes:
-        threads: threads of one run; 0 for one a core; None for what an engine measures to get the most done, and
-            otherwise one. A recurrent step is mostly too small to be shared out: cores are better used by running
-            several batches at a time (docs/decisions/0006-first-batcher.md).
-        spin: waiting threads spin instead of sleeping. Faster on cores that have nothing else to do; here they share
-            them with the server's event loop.
-    """
-
-    threads: int | None = None
-    spin: bool = False
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 0:
-            raise ValueError(f"threads is {self.threads}; accepted: at least 0")
-
-
 class Model:
     """A model that can be run.
 
@@ -70,6 +50,7 @@ class Model:
         slots: which places of the arena are taken.
         costs: what a run takes.
         statistics: what it has done for requests.
+        single: there is to be one run of it at a time.
 
     Raises:
         ModelLoadError: the manifest does not fit the graph.
@@ -87,6 +68,7 @@ class Model:
         self.slots = Slots()
         self.costs = CostModel()
         self.statistics = Counters()
+        self.single = False
         self._session = session
         self._strings = frozenset(each.name for each in manifest.inputs if each.dtype == "string")
         _check(session, manifest, f"model {name!r} version {version}")

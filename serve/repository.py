@@ -9,7 +9,8 @@ from typing import Literal, TypeVar
 
 from cellport.errors import ModelLoadError, ModelNotFoundError, UnavailableError
 
-from .model import Model, SessionSettings
+from .model import Model
+from .settings import SessionSettings
 
 FILE_NAME = "model.onnx"
 State = Literal["READY", "UNAVAILABLE", "LOADING"]

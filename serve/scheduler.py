@@ -21,6 +21,7 @@ from .jobs import Completion, Job, Part, Place, Tick
 from .model import Model
 from .requests import Reply
 from .sequences import Answer, SequenceTable
+from .settings import BatchSettings
 from .slots import INITIAL
 from .ticks import group_key
 from .uniting import UnionShape
@@ -47,39 +48,6 @@ PATIENCE = 0.001
 _WEIGHT = 0.1
 _SOONEST, _LATEST = 0.001, 5.0
 """Seconds that a refused request is told to wait, at least and at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSettings:
-    """Limits of batching.
-
-    Attributes:
-        queue: requests that may wait; a further one is refused.
-        queue_bytes: bytes of tensors that may wait; a further request is refused, unless it is the only one.
-        rows: rows of one run. A request that has more runs alone.
-        cut: run requests of a causal model in chunks, so that others can join and leave in between, and nothing is
-            padded that need not be. If not, or if the model cannot be cut, requests run whole.
-        padding: how many times larger than the requests' own steps a run of whole requests may be made by padding; so
-            that one long request does not make a hundred short ones as long as itself.
-        run_seconds: what a chunk may take, if others are to join and leave in between; longer only where the run would
-            otherwise be mostly its fixed costs.
-        default_priority: of a request that gives none; a smaller number runs first.
-    """
-
-    queue: int = 4096
-    queue_bytes: int = 2**30
-    rows: int = 64
-    cut: bool = True
-    padding: float = 1.25
-    run_seconds: float = 0.02
-    default_priority: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("queue", "queue_bytes", "rows", "padding", "default_priority"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 1")
-        if not self.run_seconds > 0:
-            raise ValueError(f"run_seconds is {self.run_seconds}; accepted: more than 0")
 
 
 _Item = tuple[int, float, int, Job]
@@ -143,6 +111,11 @@ class Scheduler:
     def waiting(self) -> int:
         """Requests that have been accepted, are not done, and of which nothing runs."""
         return self._waiting
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to run, if there is a thread for it."""
+        return self._waiting > 0 and self._most_urgent() is not None
 
     @property
     def running(self) -> int:
@@ -433,6 +406,8 @@ class Scheduler:
         is made too small to pay.
         """
         waiting = len(group.heap)
+        if group.model.single:
+            return self.settings.rows
         if self._running:
             running = self._rows.get(id(group.model), 0)
             even = -(-(waiting + running) // (self._running + idle + 1))
@@ -666,6 +641,8 @@ class Scheduler:
                 self._pop_dropped(group)
             if not group.heap:
                 del self._groups[key]
+            elif group.model.single and id(group.model) in self._rows:
+                continue
             elif best is None or group.heap[0][:3] < best:
                 best, found = group.heap[0][:3], key
         return found

@@ -7,7 +7,6 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from cellport.errors import (
     InvalidRequestError,
@@ -23,48 +22,11 @@ from .codec import names
 from .jobs import Job
 from .model import Model
 from .requests import Reply, SequenceId
+from .settings import SequenceSettings
 
 LaneKey = tuple[str, SequenceId]
 
 _ENDED = "has ended"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceSettings:
-    """Limits on running sequences.
-
-    Attributes:
-        maximum: sequences held at once; a further start evicts the one that was used least recently.
-        state_bytes: bytes of states held at once, with the same consequence.
-        idle_seconds: a sequence without a step for so long is evicted.
-        lifetime_seconds: a sequence that started so long ago is evicted, between two of its steps.
-        on_restart: what a start of a running id does: ``restart`` drops the old state, as Triton does; ``refuse``
-            answers ALREADY_EXISTS.
-        remembered: ids of past sequences that are kept, so that a late step is told what happened.
-        answer_bytes: size up to which the answer to a numbered step is remembered, for as long as its sequence and its
-            id are.
-    """
-
-    maximum: int = 10_000
-    state_bytes: int = 2**30
-    idle_seconds: float = 600.0
-    lifetime_seconds: float = math.inf
-    on_restart: Literal["restart", "refuse"] = "restart"
-    remembered: int = 10_000
-    answer_bytes: int = 2**16
-
-    def __post_init__(self) -> None:
-        for name in ("maximum", "state_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 1")
-        for name in ("idle_seconds", "lifetime_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; accepted: more than 0")
-        if self.on_restart not in ("restart", "refuse"):
-            raise ValueError(f"on_restart is {self.on_restart!r}; accepted: 'restart', 'refuse'")
-        for name in ("remembered", "answer_bytes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; accepted: at least 0")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -11,12 +11,13 @@ from typing import Literal, Self, get_args
 
 from .async_engine import AsyncEngine
 from .calls import Lifecycle
-from .engine import Engine, EngineSettings
+from .engine import Engine
 from .envoy_config import why_not
 from .envoy_control import ServedModel, served_by
 from .envoy_front import EnvoyFront
 from .grpc_front import GrpcFront
 from .repository import find_files, scan
+from .settings import EngineSettings
 from .table import build_table
 
 try:

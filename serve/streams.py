@@ -1,22 +1,21 @@
 """One ModelStreamInfer: its requests that are not answered yet, and the order of its answers.
 
 `InferenceStream` neither reads nor waits: a front feeds it what comes, and is called with what is to be sent.
-`answer_stream` is that for a front that has an iterator of messages.
+`cellport.serve.stream_answers` is that for a front that has an iterator of messages.
 """
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cellport.protos.inference_pb2 import ModelStreamInferResponse
 
-from .async_engine import Pending
-from .calls import CallContext, Lifecycle, closing_error
+from .calls import CallContext
 from .exchange import STATUS_PARAMETER
 from .forms import Received
 from .jobs import Outcome
+from .pending import Pending
 from .requests import Control, Reply, SequenceId
 from .status import status_of
 
@@ -167,82 +166,3 @@ def _write_error(error: Exception, entry: _Entry) -> bytes:
     if entry.final:
         response.infer_response.parameters[FINAL_PARAMETER].bool_param = True
     return response.SerializeToString()
-
-
-class _Outbox:
-    """Answers that have not been sent yet, and what waits for news of them."""
-
-    def __init__(self) -> None:
-        self.ready: deque[bytes] = deque()
-        self._news: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
-
-    def put(self, data: bytes) -> None:
-        """Add one."""
-        self.ready.append(data)
-        self.tell()
-
-    def tell(self) -> None:
-        """Wake who waits for anything to have changed."""
-        for future in (self._news, self._room):
-            if future is not None and not future.done():
-                future.set_result(None)
-
-    async def news(self) -> None:
-        """Wait for a change, as the one who sends."""
-        self._news = asyncio.get_running_loop().create_future()
-        await self._news
-
-    async def room(self) -> None:
-        """Wait for a change, as the one who reads."""
-        self._room = asyncio.get_running_loop().create_future()
-        await self._room
-
-
-async def answer_stream(
-    begin: Callable[[Callable[[bytes], None], Callable[[], None]], InferenceStream],
-    messages: AsyncIterator[bytes],
-    lifecycle: Lifecycle,
-) -> AsyncIterator[bytes]:
-    """Answer the messages of a stream as they are done.
-
-    Args:
-        begin: begins the stream.
-        messages: the requests.
-        lifecycle: whether calls are taken.
-
-    Raises:
-        InvalidRequestError: what was sent is no message; the requests before it are answered.
-        UnavailableError: the server is closing, and there may have been more requests.
-    """
-    with lifecycle.running():
-        outbox = _Outbox()
-        stream = begin(outbox.put, outbox.tell)
-        reader = asyncio.create_task(_read(messages, stream, outbox))
-        reader.add_done_callback(lambda _: outbox.tell())
-        # A stream may live for days; it must not keep the server from shutting down.
-        with lifecycle.on_closing(reader.cancel):
-            try:
-                while True:
-                    while outbox.ready:
-                        yield outbox.ready.popleft()
-                        outbox.tell()
-                    if reader.done() and not stream.waiting:
-                        break
-                    await outbox.news()
-                if reader.cancelled():
-                    raise closing_error()
-                reader.result()
-            finally:
-                reader.cancel()
-                stream.abandon()
-                await asyncio.wait([reader])
-                if not reader.cancelled():
-                    reader.exception()  # asyncio would log one that nobody has looked at
-
-
-async def _read(messages: AsyncIterator[bytes], stream: InferenceStream, outbox: _Outbox) -> None:
-    async for data in messages:
-        stream.feed(data)
-        while not stream.has_room(len(outbox.ready)):
-            await outbox.room()

@@ -21,7 +21,7 @@ from cellport.errors import (
 )
 from cellport.serve import AsyncEngine, BatchSettings, Engine, EngineSettings
 from cellport.serve.requests import Control, Reply, Request
-from cellport.serve.sequences import SequenceSettings
+from cellport.serve.settings import SequenceSettings
 
 from .wire import tokens_of
 

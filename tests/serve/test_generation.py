@@ -20,7 +20,8 @@ from cellport.serve.generation import Generation, Sampling, advance, probabiliti
 from cellport.serve.jobs import Job, Tick
 from cellport.serve.requests import Reply, Request
 from cellport.serve.scheduler import Scheduler
-from cellport.serve.sequences import SequenceSettings, SequenceTable
+from cellport.serve.sequences import SequenceTable
+from cellport.serve.settings import SequenceSettings
 from cellport.serve.ticks import run_tick
 
 from .wire import tokens_of, triton_input

@@ -22,7 +22,8 @@ from cellport.serve.contract import Contract
 from cellport.serve.jobs import Job
 from cellport.serve.requests import Reply, Request
 from cellport.serve.scheduler import Scheduler
-from cellport.serve.sequences import SequenceSettings, SequenceTable
+from cellport.serve.sequences import SequenceTable
+from cellport.serve.settings import SequenceSettings
 from cellport.serve.ticks import run_tick
 from cellport.serve.uniting import UnionShape
 from tests.export.graph_draws import any_neighbours, children, planar, tree, with_features

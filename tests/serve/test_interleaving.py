@@ -25,7 +25,7 @@ from cellport.errors import (
 )
 from cellport.serve import BatchSettings, Engine, EngineSettings, Model, Server
 from cellport.serve.requests import Control, Reply, Request
-from cellport.serve.sequences import SequenceSettings
+from cellport.serve.settings import SequenceSettings
 from cellport.serve.versions import RepositorySettings, VersionPolicy
 
 from . import models

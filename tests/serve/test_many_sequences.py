@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from cellport.errors import InvalidRequestError, SequenceNotFoundError, StepNumberError
 from cellport.serve import Engine, EngineSettings
 from cellport.serve.requests import Control, Request
-from cellport.serve.sequences import SequenceSettings
+from cellport.serve.settings import SequenceSettings
 
 from .wire import tokens_of, triton_input
 

@@ -11,7 +11,8 @@ from cellport.protos.inference_pb2 import ModelInferResponse
 from cellport.serve import BatchSettings, EngineSettings, Model, Server, ServerSettings
 from cellport.serve.exchange import write_request
 from cellport.serve.scheduler import Scheduler
-from cellport.serve.sequences import SequenceSettings, SequenceTable
+from cellport.serve.sequences import SequenceTable
+from cellport.serve.settings import SequenceSettings
 from cellport.serve.ticks import run_tick
 
 from .test_scheduler import job_of

@@ -23,7 +23,8 @@ from cellport.serve.costs import LONGER, CostModel, best_chunk
 from cellport.serve.jobs import Job, Outcome, Place, Tick
 from cellport.serve.requests import Reply
 from cellport.serve.scheduler import Scheduler
-from cellport.serve.sequences import SequenceSettings, SequenceTable
+from cellport.serve.sequences import SequenceTable
+from cellport.serve.settings import SequenceSettings
 from cellport.serve.ticks import run_tick
 
 from .wire import tokens_of
@@ -621,6 +622,28 @@ def test_fewer_requests_run_beside_a_long_one(lstm: Model) -> None:
     assert tick is not None
     assert 100 in [part.job.steps for part in tick.parts]
     assert tick.rows == 8, "a quarter of what would run beside a short one"
+
+
+def test_a_model_that_is_to_run_once_at_a_time_does_not_keep_others_waiting(lstm: Model, fussy: Model) -> None:
+    scheduler = scheduler_of()
+    lstm.single = True
+    try:
+        first, second = (job_of(lstm, tokens=tokens_of(3, seed)) for seed in range(2))
+        other = job_of(fussy, tokens=np.array([[1]]))
+        scheduler.submit(first)
+        tick, _ = scheduler.schedule(0.0)
+        assert tick is not None
+        scheduler.submit(second)
+        assert not scheduler.ready
+        assert scheduler.schedule(0.0) == (None, [])
+        scheduler.submit(other)
+        assert scheduler.ready
+        assert taken(scheduler) == [other]
+        finish(scheduler, tick)
+        assert scheduler.ready
+        assert taken(scheduler) == [second]
+    finally:
+        lstm.single = False
 
 
 def test_an_urgent_request_is_taken_before_others_that_would_fit_better(lstm: Model) -> None:

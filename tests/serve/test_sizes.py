@@ -15,7 +15,8 @@ from cellport.serve import BatchSettings, Engine, EngineSettings, Model, Server
 from cellport.serve.jobs import Job
 from cellport.serve.requests import Reply, Request
 from cellport.serve.scheduler import Scheduler
-from cellport.serve.sequences import SequenceSettings, SequenceTable
+from cellport.serve.sequences import SequenceTable
+from cellport.serve.settings import SequenceSettings
 from cellport.serve.ticks import run_tick
 
 from . import models
