@@ -1,16 +1,20 @@
 """Processes of `benchmarks/serving.py`: servers, with their memory and processor time, and the load generator."""
 
+import contextlib
 import ctypes.util
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import serving_models
+import torch
 from serving_models import Load
 
 from cellport.errors import ServingError
@@ -200,3 +204,16 @@ def run_load(
     report: dict[str, Any] = json.loads(done.stdout)
     report["server_us"] = (server.cpu_seconds() - before) / max(report["all_requests"], 1) * 1e6
     return report
+
+
+LOADS = ("fixed", "random", "stream", "many", "single")
+"""Names of the loads that show where a request's time goes."""
+
+
+@contextlib.contextmanager
+def ready_to_load() -> Iterator[tuple[Path, Path, dict[str, Load]]]:
+    """Give a folder with the models of `LOADS`, the compiled load generator, and the loads by name."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="cellport-loads-") as name:
+        folder = Path(name)
+        yield folder, build_grpcload(), serving_models.classifier_loads(folder) | serving_models.step_loads(folder)

@@ -13,7 +13,6 @@ import json
 import os
 import pstats
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -22,11 +21,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import serving_models as models
-import torch
-from serving_processes import BenchmarkError, ServerProcess, build_grpcload, run_load
-
-LOADS = ("fixed", "random", "stream", "many", "single")
+from serving_processes import LOADS, BenchmarkError, ServerProcess, ready_to_load, run_load
 
 
 def serve_profiled(folder: Path, out: Path) -> None:
@@ -85,12 +80,8 @@ def main() -> int:
     if arguments.serve:
         serve_profiled(arguments.serve, arguments.out)
         return 0
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="cellport-profile-") as name:
-        folder = Path(name)
-        try:
-            program = build_grpcload()
-            loads = models.classifier_loads(folder) | models.step_loads(folder)
+    try:
+        with ready_to_load() as (folder, program, loads):
             for load in arguments.load:
                 out = folder / f"profile-{load}"
                 out.mkdir()
@@ -101,9 +92,9 @@ def main() -> int:
                 print(f"\n{load}: {steps:,} steps, {report['server_us'] / loads[load].steps:.0f} µs of processor each")
                 for path in sorted(out.iterdir()):
                     print_profile(path, steps, arguments.lines)
-        except BenchmarkError as error:
-            print(error, file=sys.stderr)
-            return 1
+    except BenchmarkError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

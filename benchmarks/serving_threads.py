@@ -9,19 +9,16 @@ that the server's statistics tell of the runs themselves, which is more than pro
 import argparse
 import os
 import sys
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import serving_models as models
-import torch
 from serving import available_fronts, serve
-from serving_processes import TICKS, BenchmarkError, ServerProcess, build_grpcload, run_load
+from serving_models import Load
+from serving_processes import LOADS, TICKS, BenchmarkError, ServerProcess, ready_to_load, run_load
 from tritonclient.grpc import InferenceServerClient
 
-LOADS = ("fixed", "random", "stream", "many", "single")
 ROLES = {
     "cellport-loop": "event loop, Python",
     "cellport-run": "runs: gathering, onnxruntime, giving out",
@@ -50,7 +47,7 @@ def infer_seconds(server: ServerProcess) -> float:
     return sum(batch.compute_infer.ns for model in statistics.model_stats for batch in model.batch_stats) / 1e9
 
 
-def measure(program: Path, server: ServerProcess, load: models.Load, seconds: float) -> tuple[int, dict[str, float]]:
+def measure(program: Path, server: ServerProcess, load: Load, seconds: float) -> tuple[int, dict[str, float]]:
     """Run a load; return its steps, and the processor seconds of each role and of onnxruntime."""
     run_load(program, server, load, seconds=0.5, warmup=0)
     before, ran = threads_of(server), infer_seconds(server)
@@ -68,12 +65,8 @@ def main() -> int:
     parser.add_argument("--load", nargs="+", choices=LOADS, default=list(LOADS), help="what is sent (all)")
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each load (%(default)s)")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="cellport-threads-") as name:
-        folder = Path(name)
-        try:
-            program = build_grpcload()
-            loads = models.classifier_loads(folder) | models.step_loads(folder)
+    try:
+        with ready_to_load() as (folder, program, loads):
             for front in arguments.fronts:
                 with ServerProcess(front, serve(front, folder / "models"), folder) as server:
                     for load in arguments.load:
@@ -83,9 +76,9 @@ def main() -> int:
                             if seconds / steps < 1e-7:
                                 break
                             print(f"  {seconds / steps * 1e6:8.1f}  {role}")
-        except BenchmarkError as error:
-            print(error, file=sys.stderr)
-            return 1
+    except BenchmarkError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -110,7 +110,8 @@ class EngineSettings:
         workers: how many runs there may be at a time; 0 to measure at the start how many get the most done.
         warm_seconds: how long each model may be run when it is loaded, to learn what a run costs; 0 to guess it.
         inline_seconds: a request to an idle engine that is expected to take no longer than this is run by the thread
-            that brings it, even if that is an event loop: it saves two hand-overs between threads.
+            that brings it, which saves two hand-overs between threads; by an event loop only while its caller is
+            alone. A model whose runs take no longer may be run once at a time, where that gets more done.
     """
 
     batch: BatchSettings = field(default_factory=BatchSettings)

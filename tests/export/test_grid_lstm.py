@@ -121,6 +121,18 @@ def test_all_transforms_of_a_position_are_one_product_in_few_nodes(tmp_path: Pat
     assert len(found) <= 18
 
 
+def assert_equal_over_sizes(model: Images, path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for batch, height, width in ((1, 1, 1), (3, 7, 2), (2, 2, 9), (1, 1, 6), (4, 8, 1), (16, 3, 3)):
+        image = generator.normal(size=(batch, height, width, 2)).astype(np.float32)
+        sizes = generator.integers(0, [height + 1, width + 1], (batch, 2))
+        sizes[-1] *= batch < 3  # one without positions among others
+        found = OnnxRunner(path)({"image": image, "sizes": sizes})["features"]
+        with torch.no_grad():
+            wanted = model(torch.tensor(image), torch.tensor(sizes)).numpy()
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 def test_images_of_any_size_in_four_directions_are_one_scan(tmp_path: Path) -> None:
     model = Images(tied=True, directions=[(), (0,), (1,), (0, 1)]).eval()
     path = tmp_path / "images.onnx"
@@ -132,15 +144,7 @@ def test_images_of_any_size_in_four_directions_are_one_scan(tmp_path: Path) -> N
         dynamic_shapes={"image": {0: "batch", 1: "height", 2: "width"}, "sizes": {0: "batch"}},
     )
     assert len(body(path)) <= 31
-    generator = np.random.default_rng(0)
-    for batch, height, width in ((1, 1, 1), (3, 7, 2), (2, 2, 9), (1, 1, 6), (4, 8, 1), (16, 3, 3)):
-        image = generator.normal(size=(batch, height, width, 2)).astype(np.float32)
-        sizes = generator.integers(0, [height + 1, width + 1], (batch, 2))
-        sizes[-1] *= batch < 3  # one without positions among others
-        found = OnnxRunner(path)({"image": image, "sizes": sizes})["features"]
-        with torch.no_grad():
-            wanted = model(torch.tensor(image), torch.tensor(sizes)).numpy()
-        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert_equal_over_sizes(model, path)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +160,7 @@ def test_layers_with_weights_of_their_own_compute_the_window_of_each_diagonal(tm
     (scan,) = (node for node in ir.load(path).graph if node.op_type == "Scan")
     steps = scan.attributes["body"].as_graph()
     assert {str(node.outputs[0].shape[-2]) for node in steps if node.op_type == "MatMul"} == {"window"}
-    generator = np.random.default_rng(0)
-    for batch, height, width in ((1, 1, 1), (3, 7, 2), (2, 2, 9), (1, 1, 6), (4, 8, 1), (16, 3, 3)):
-        image = generator.normal(size=(batch, height, width, 2)).astype(np.float32)
-        sizes = generator.integers(0, [height + 1, width + 1], (batch, 2))
-        sizes[-1] *= batch < 3  # one without positions among others
-        found = OnnxRunner(path)({"image": image, "sizes": sizes})["features"]
-        with torch.no_grad():
-            wanted = model(torch.tensor(image), torch.tensor(sizes)).numpy()
-        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert_equal_over_sizes(model, path)
     for shape in ((2, 0, 3), (2, 3, 0), (1, 0, 0), (0, 2, 2)):
         nothing = {"image": np.zeros((*shape, 2), np.float32), "sizes": np.zeros((shape[0], 2), np.int64)}
         assert OnnxRunner(path)(nothing)["features"].shape[:3] == shape
