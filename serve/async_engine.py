@@ -119,8 +119,7 @@ class AsyncEngine:
         inline = way.alone and engine.expected_seconds(first) <= engine.settings.inline_seconds
         if inline and engine.run_alone(first):
             return
-        first.model.single = not way.several and engine.is_brief(first)
-        for job, error in engine.accept(jobs, engine.run_here if inline else None):
+        for job, error in engine.accept(jobs, engine.run_here if inline else None, single=not way.several):
             job.done(error)
 
     async def infer(

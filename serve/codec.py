@@ -42,10 +42,10 @@ _DATATYPES = {dtype: datatype for datatype, (dtype, _, _) in _ELEMENTS.items()}
 _NAMES = {dtype: name for name, dtype, _ in _ELEMENTS.values()}
 # Those whose every raw byte has a meaning.
 _FIXED = {datatype: dtype for datatype, (_, dtype, _) in _ELEMENTS.items() if datatype not in ("BOOL", "BYTES")}
-# Those whose elements are on the wire as they are in memory.
 _COPIED = 2**14
 """Bytes up to which contents are copied: a view of them takes longer to make."""
 
+# Those whose elements are on the wire as they are in memory.
 _PLAIN = frozenset(dtype for datatype, (_, dtype, _) in _ELEMENTS.items() if datatype != "BYTES")
 _MAXIMUM_RANK = 64  # NumPy's
 _MAXIMUM_BYTES = 2**63 - 1

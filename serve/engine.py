@@ -102,9 +102,10 @@ class Engine:
         else:
             self.repository = Repository(map(self._warm, models))
         self._sequences = SequenceTable(self.settings.sequences)
-        self._scheduler = Scheduler(self.settings.batch, self._sequences)
+        self._scheduler = Scheduler(self.settings.batch, self._sequences, self.settings.inline_seconds)
         self._changed = threading.Condition()
         self._closed = False
+        self._unwatched = False  # no worker waits for a sequence's idle limit, since there was none
         self._holding = False  # a worker waits for more requests before it runs those that wait
         self.runs = 0
         self._names = itertools.count(1)
@@ -438,12 +439,15 @@ class Engine:
             name for number in self._names for name in [f"engine-{number}"] if not self._sequences.holds(model, name)
         )
 
-    def accept(self, jobs: Sequence[Job], here: Callable[[], object] | None = None) -> list[tuple[Job, ServingError]]:
+    def accept(
+        self, jobs: Sequence[Job], here: Callable[[], object] | None = None, *, single: bool = False
+    ) -> list[tuple[Job, ServingError]]:
         """Accept prepared requests, all at once.
 
         Args:
             jobs: in the order in which they came.
             here: runs what is waiting on this thread, called instead of a worker if the engine is idle.
+            single: brief runs of their models are to take place one at a time.
 
         Returns:
             Those that are refused, and why; their `done` is not called.
@@ -458,6 +462,7 @@ class Engine:
                 if job.phase != "new":  # cancelled meanwhile
                     continue
                 job.arrived = arrived
+                job.model.single = single and job.model.contract.cuts and job.generation is None
                 try:
                     completions += self._admit(job, now)
                 except ServingError as error:
@@ -465,7 +470,7 @@ class Engine:
                     job.finish()
                     refused.append((job, error))
             inline = here is not None and idle and self._scheduler.waiting > 0
-            if not inline and self._scheduler.ready and not (self._holding and self._scheduler.patience(now)):
+            if not inline and self._can_run() and not (self._holding and self._scheduler.patience(now)):
                 self._changed.notify()
         _deliver(completions)
         if inline and here is not None:
@@ -576,6 +581,8 @@ class Engine:
             found.arena.write(slot, given)
             answer = None if step is None else Answer(step, b"", None, 0)
             self._sequences.advance(lane, found, slot, now, start=True, answer=answer)
+            if self._unwatched:
+                self._changed.notify()
         from .engine_sequence import EngineSequence
 
         return EngineSequence(self, found, sequence_id)
@@ -646,13 +653,6 @@ class Engine:
         """Return how long a run of one request would take."""
         return job.model.costs.seconds(job.rows, job.steps) if job.bound is not None else 0.0
 
-    def is_brief(self, job: Job) -> bool:
-        """Return whether a request's runs take so little time that answering takes as long.
-
-        Those of a generation go on by themselves.
-        """
-        return job.generation is None and job.model.costs.usual_seconds <= self.settings.inline_seconds
-
     def run_waiting(self) -> bool:
         """Run what is waiting, once, on this thread; return whether there was anything.
 
@@ -675,7 +675,7 @@ class Engine:
     def _leave_waiting(self) -> None:
         """Leave what came while this thread ran something to a worker, who may have found no room for it."""
         with self._changed:
-            if self._scheduler.ready:
+            if self._can_run() or (self._unwatched and len(self._sequences)):
                 self._changed.notify()
 
     def _schedule(self, now: float, idle: int | None = None) -> tuple[Tick | None, list[Completion]]:
@@ -689,9 +689,13 @@ class Engine:
         tick, completions = self._scheduler.schedule(now, idle or self.workers - self._scheduler.running)
         if tick is not None:
             self.runs += 1
-            if self._scheduler.running < self.workers and self._scheduler.ready:
+            if self._can_run():
                 self._changed.notify()
         return tick, completions
+
+    def _can_run(self) -> bool:
+        """Whether a worker would find something to run. If not now, then whoever ends a run looks again."""
+        return self._scheduler.running < self.workers and self._scheduler.ready
 
     def _run(self, tick: Tick) -> None:
         failures = run_tick(tick)
@@ -700,6 +704,8 @@ class Engine:
             completions = self._scheduler.complete(tick, failures, self.clock())
             if self._closed:  # chunks and steps that waited behind the one that ran
                 completions += self._scheduler.cancel_all(_closed_error())
+            if tick.brief and tick.model.single and self._can_run():
+                self._changed.notify()  # what waited for this run, and is not to wait for its callers too
         _deliver(completions)
 
     def _work(self) -> None:
@@ -744,6 +750,7 @@ class Engine:
                     return tick, completions, False
         if not self._closed:
             moment = self._sequences.next_eviction()
+            self._unwatched = moment is None
             self._changed.wait(None if moment is None else max(wait_of(moment - now), 0.1))
         return None, [], False
 

@@ -69,6 +69,7 @@ class Job:
         slots: for each row, where its state after `position` steps is; empty as long as it is where the job began.
         results: its outputs, as far as they are known.
         blocked: rows whose sequences have earlier steps to do.
+        passed: how many runs have begun without it since it waits.
         dropped: why it is dropped as soon as its chunk has run.
         last: the chunk that runs is its last.
         phase: where it is.
@@ -87,6 +88,7 @@ class Job:
     position = 0
     slots: Sequence[int] = ()
     blocked = 0
+    passed = 0
     dropped: Exception | None = None
     last = False
     phase: Literal["new", "waiting", "running", "done"] = "new"
@@ -230,6 +232,7 @@ class Tick:
         steps: size of the time axis.
         rows: how many rows.
         runs: what became of it: one run, or if that failed, those of its parts that went well alone.
+        brief: it is expected to take so little time that others may wait for it.
     """
 
     model: Model
@@ -237,6 +240,7 @@ class Tick:
     steps: int
     rows: int
     runs: list[Run] = field(default_factory=list)
+    brief: bool = False
 
 
 @dataclass(eq=False, slots=True)

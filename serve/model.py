@@ -50,7 +50,7 @@ class Model:
         slots: which places of the arena are taken.
         costs: what a run takes.
         statistics: what it has done for requests.
-        single: there is to be one run of it at a time.
+        single: there is to be one brief run of it at a time; said anew with every request.
 
     Raises:
         ModelLoadError: the manifest does not fit the graph.

@@ -32,6 +32,9 @@ _SEARCH = 4
 _SOONER = 4
 """How many times worse it is to end so many steps sooner than the most urgent job than to end as many later."""
 
+_PASSED = 4
+"""Runs of others after which a job is taken for the next one, whatever it has left to do."""
+
 _FEWEST = 4
 """What an even share of rows is divided by at most, however long a run's most urgent job is."""
 
@@ -92,9 +95,10 @@ class Scheduler:
     Args:
         settings: limits.
         sequences: the running sequences.
+        brief_seconds: what a run takes at most that others of its model wait for, if that is to run once at a time.
     """
 
-    def __init__(self, settings: BatchSettings, sequences: SequenceTable) -> None:
+    def __init__(self, settings: BatchSettings, sequences: SequenceTable, brief_seconds: float = 0.0) -> None:
         self.settings = settings
         self.sequences = sequences
         self._groups: dict[Hashable, _Group] = {}
@@ -103,6 +107,8 @@ class Scheduler:
         self._dropped = 0
         self._running = 0
         self._rows: dict[int, int] = {}  # that run, by the model
+        self._brief: dict[int, int] = {}  # runs that are brief, by the model
+        self._brief_seconds = brief_seconds
         self._numbers = itertools.count()
         self._pace: float | None = None
         self._completed: float | None = None
@@ -115,7 +121,12 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         """Whether there is something to run, if there is a thread for it."""
-        return self._waiting > 0 and self._most_urgent() is not None
+        if not self._waiting:
+            return False
+        return any(
+            not self._held(group) and any(item[-1].phase == "waiting" for item in group.heap)
+            for group in self._groups.values()
+        )
 
     @property
     def running(self) -> int:
@@ -200,9 +211,7 @@ class Scheduler:
         job.number = next(self._numbers)
         job.phase = "running"
         part = self._part(job, steps)
-        self._running = 1
-        self._rows[id(job.model)] = part.count
-        return Tick(model=job.model, parts=[part], steps=steps, rows=part.count)
+        return self._begun(Tick(model=job.model, parts=[part], steps=steps, rows=part.count))
 
     def cancel(self, job: Job, error: Exception) -> tuple[bool, list[Completion]]:
         """Drop a request that has not run to its end; return whether it will end with `error`.
@@ -223,12 +232,14 @@ class Scheduler:
 
     def cancel_all(self, error: Exception) -> list[Completion]:
         """Drop every request that has not run to its end."""
-        completions = []
-        for job in [each for group in self._groups.values() for *_, each in group.heap]:
-            for lane in job.sequences:  # the last first: one that is free to begin would be queued again
-                for step in reversed(lane.jobs):
-                    completions += self.cancel(step, error)[1]
-            completions += self.cancel(job, error)[1]
+        completions: list[Completion] = []
+        # A step of several sequences that is dropped may free one that is not in any queue yet.
+        while found := [each for group in self._groups.values() for *_, each in group.heap if each.phase == "waiting"]:
+            for job in found:
+                for lane in job.sequences:  # the last first: one that is free to begin would be queued again
+                    for step in reversed(lane.jobs):
+                        completions += self.cancel(step, error)[1]
+                completions += self.cancel(job, error)[1]
         return completions
 
     def patience(self, now: float) -> float:
@@ -276,6 +287,10 @@ class Scheduler:
         self._rows[key] -= tick.rows
         if not self._rows[key]:
             del self._rows[key]
+        if tick.brief:
+            self._brief[key] -= 1
+            if not self._brief[key]:
+                del self._brief[key]
         self._measure(sum(part.final for part in tick.parts), now)
         completions: list[Completion] = []
         for part, failure in zip(tick.parts, failures, strict=True):
@@ -349,8 +364,8 @@ class Scheduler:
     def _take_alike(self, group: _Group, now: float, most: int, completions: list[Completion]) -> list[Job]:
         """Take the most urgent job of a group that is cut, and if not all fit, those that end nearest to its end.
 
-        So a long request runs in long chunks beside other long ones, and not in as many as short ones end. Who waits
-        becomes the most urgent one in the end.
+        So a long request runs in long chunks beside other long ones, and not in as many as short ones end. But nobody
+        is passed over again and again, however long the most urgent job stays that.
         """
         items, group.heap = sorted(group.heap), []
         alive = []
@@ -370,12 +385,17 @@ class Scheduler:
         if sum([item[-1].rows for item in alive]) <= most:
             return [item[-1] for item in alive]
 
-        def distance(item: _Item) -> int:
+        def distance(job: Job) -> int:
             # One that ends later goes on in the next run; one that ends sooner cuts this run short, or is padded.
-            later = item[-1].remaining - ends
+            later = job.remaining - ends
             return later if later >= 0 else -_SOONER * later
 
-        alive.sort(key=lambda item: (item[0] != priority, item[-1] is not first, distance(item)))
+        def rank(item: _Item) -> tuple[bool, bool, bool, float]:
+            job = item[-1]
+            passed = job.passed >= _PASSED
+            return item[0] != priority, job is not first, not passed, -job.passed if passed else distance(job)
+
+        alive.sort(key=rank)
         jobs: list[Job] = []
         rows = 0
         for item in alive:
@@ -383,8 +403,12 @@ class Scheduler:
             if jobs and rows + job.rows > most:
                 break
             rows += job.rows
+            job.passed = 0
             jobs.append(job)
-        group.heap += alive[len(jobs) :]
+        left = alive[len(jobs) :]
+        for item in left:
+            item[-1].passed += 1
+        group.heap += left
         heapq.heapify(group.heap)
         return jobs
 
@@ -432,9 +456,21 @@ class Scheduler:
             part = self._part(job, min(chunk, job.remaining))
             count += part.count
             parts.append(part)
+        return self._begun(Tick(model=model, parts=parts, steps=chunk, rows=count))
+
+    def _begun(self, tick: Tick) -> Tick:
+        """Count a run that begins."""
+        key = id(tick.model)
         self._running += 1
-        self._rows[id(model)] = self._rows.get(id(model), 0) + count
-        return Tick(model=model, parts=parts, steps=chunk, rows=count)
+        self._rows[key] = self._rows.get(key, 0) + tick.rows
+        tick.brief = tick.model.costs.seconds(tick.rows, tick.steps) <= self._brief_seconds
+        if tick.brief:
+            self._brief[key] = self._brief.get(key, 0) + 1
+        return tick
+
+    def _held(self, group: _Group) -> bool:
+        """Whether jobs wait for a brief run of their model, which is to run once at a time."""
+        return group.model.single and id(group.model) in self._brief
 
     def _chunk(self, model: Model, jobs: Sequence[Job], now: float) -> int:
         """Return for how many steps jobs of a model that can be cut run together."""
@@ -641,7 +677,7 @@ class Scheduler:
                 self._pop_dropped(group)
             if not group.heap:
                 del self._groups[key]
-            elif group.model.single and id(group.model) in self._rows:
+            elif self._held(group):
                 continue
             elif best is None or group.heap[0][:3] < best:
                 best, found = group.heap[0][:3], key

@@ -178,3 +178,28 @@ def test_requests_that_are_made_to_wait_for_more_run_though_the_engines_clock_st
             future: Future[object] = Future()
             engine.submit(request, future.set_result)
             assert isinstance(future.result(10.0), Reply)
+
+
+def test_a_sequence_that_is_opened_in_an_idle_engine_is_evicted_without_any_further_request(folder: Path) -> None:
+    settings = EngineSettings(sequences=SequenceSettings(idle_seconds=0.2), warm_seconds=0, workers=1)
+    with Engine(folder / "lstm", settings) as engine:
+        slots = engine.repository.get("lstm").slots
+        time.sleep(0.05)  # until the worker waits
+        engine.open_sequence("lstm")
+        assert slots.used == 1
+        end = time.monotonic() + 5
+        while slots.used and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not slots.used
+
+
+def test_only_models_that_are_cut_run_once_at_a_time_and_only_while_event_loops_ask_for_it(engine: Engine) -> None:
+    """The sizes of others tell little of the time that a run takes, and threads need no loop that answers them."""
+    inputs = {"lstm": {"tokens": tokens_of(3, 1)}, "affine": {"x": np.ones((1, 3), np.float32)}}
+    models = {name: engine.repository.get(name) for name in inputs}
+    for name, given in inputs.items():
+        job = engine.prepare(Request(model=name, inputs=given), lambda outcome: None)
+        engine.accept([job], single=True)
+    assert {name: model.single for name, model in models.items()} == {"lstm": True, "affine": False}
+    engine.infer("lstm", inputs["lstm"])
+    assert not models["lstm"].single

@@ -1,5 +1,6 @@
 """The scheduler alone: what runs together, for how many steps, and in which order; and what it forgets."""
 
+import itertools
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -625,7 +626,8 @@ def test_fewer_requests_run_beside_a_long_one(lstm: Model) -> None:
 
 
 def test_a_model_that_is_to_run_once_at_a_time_does_not_keep_others_waiting(lstm: Model, fussy: Model) -> None:
-    scheduler = scheduler_of()
+    lstm.costs = costs_of(lambda rows, steps: 1e-4 * steps)
+    scheduler = Scheduler(BatchSettings(), SequenceTable(SequenceSettings()), brief_seconds=0.001)
     lstm.single = True
     try:
         first, second = (job_of(lstm, tokens=tokens_of(3, seed)) for seed in range(2))
@@ -642,8 +644,66 @@ def test_a_model_that_is_to_run_once_at_a_time_does_not_keep_others_waiting(lstm
         finish(scheduler, tick)
         assert scheduler.ready
         assert taken(scheduler) == [second]
+        longer, third = (job_of(lstm, tokens=tokens_of(20, seed)) for seed in range(2))
+        scheduler = Scheduler(BatchSettings(), SequenceTable(SequenceSettings()), brief_seconds=0.001)
+        scheduler.submit(longer)
+        assert taken(scheduler) == [longer]
+        scheduler.submit(third)
+        assert scheduler.ready, "only brief runs are waited for"
+        assert taken(scheduler) == [third]
     finally:
         lstm.single = False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_step_is_not_passed_over_as_long_as_longer_requests_come(lstm: Model, workers: int) -> None:
+    lstm.costs = costs_of(lambda rows, steps: 1e-4 * (1 + rows) * steps)
+    scheduler = scheduler_of(rows=16)
+    clock = itertools.count(1)
+
+    def came(steps: int) -> Job:
+        job = job_of(lstm, tokens=tokens_of(steps, seed=steps))
+        job.arrived = 1e-3 * next(clock)
+        scheduler.submit(job)
+        return job
+
+    for _ in range(workers):
+        came(100_000)
+    for _ in range(40):
+        came(500)
+    step = came(1)
+    running: list[Tick] = []
+    for _ in range(20):
+        while len(running) < workers:
+            tick, _ = scheduler.schedule(0.0, workers - len(running))
+            assert tick is not None
+            running.append(tick)
+        for job in finish(scheduler, running.pop(0)):
+            if job is step:
+                return
+            came(500)
+    pytest.fail("it has been passed over in 20 runs")
+
+
+def test_what_a_dropped_step_of_many_sequences_frees_is_dropped_too(lstm: Model) -> None:
+    table = SequenceTable(SequenceSettings())
+    scheduler = Scheduler(BatchSettings(), table)
+    lanes = []
+    for number in (1, 2):
+        lane = table.open(lstm, number, 0.0)
+        slot = lstm.slots.take()
+        lstm.arena.write(slot, {})
+        table.advance(lane, lstm, slot, 0.0)
+        lanes.append(lane)
+    first, both, last = (job_of(lstm, tokens=np.ones((rows, 1), np.int64)) for rows in (1, 2, 1))
+    first.places, both.places, last.places = [Place(lanes[0])], [Place(lane) for lane in lanes], [Place(lanes[1])]
+    for job in (first, both, last):
+        scheduler.submit(job)
+    dropped = scheduler.cancel_all(UnavailableError("closed"))
+    assert {each.job for each in dropped} == {first, both, last}
+    assert (scheduler.waiting, scheduler.ready) == (0, False)
+    for lane in lanes:
+        table.end(lane)
 
 
 def test_an_urgent_request_is_taken_before_others_that_would_fit_better(lstm: Model) -> None:
