@@ -139,7 +139,7 @@ class DAGLSTM(nn.Module):
 
     def _run(self, features: Tensor, graph: DAG, suffix: str) -> tuple[Tensor, Tensor]:
         size, nodes = self.hidden_size, features.shape[0]
-        levels = check_schedule("DAGLSTM", "predecessors", graph.predecessors, graph.levels, nodes, ordered=True)
+        levels = check_schedule("DAGLSTM", "predecessors", graph.predecessors, graph.levels, features, ordered=True)
         weight = self._weight(f"weight_hh{suffix}").flatten(1)
         projected = F.linear(features, self._weight(f"weight_ih{suffix}"), self._weight(f"bias{suffix}"))
         gates, forget = projected.split_with_sizes([3 * size, size], -1)

@@ -143,7 +143,7 @@ class GraphLSTM(nn.Module):
             check_indices("GraphLSTM: neighbours", neighbours, "[nodes, degree]", features.shape[0])
             check_indices("GraphLSTM: levels", levels, "[levels, width]", features.shape[0])
         else:
-            levels = check_schedule("GraphLSTM", "neighbours", neighbours, levels, features.shape[0])
+            levels = check_schedule("GraphLSTM", "neighbours", neighbours, levels, features)
         if state is not None:
             state = _check_states("GraphLSTM", state, (features.shape[0], self.hidden_size))
         if self.projects:

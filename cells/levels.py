@@ -21,6 +21,18 @@ _SPARE = 2
 """Rows behind those of the nodes: one of zeros that empty slots read, and one that they write to."""
 
 
+@torch.library.custom_op("cellport::surplus", mutates_args=())
+def surplus(values: Tensor, others: Tensor) -> Tensor:
+    """How many rows values have more than others, int64 [1].
+
+    It appears in exported programs only, which take both for one size and read it from either of them.
+    """
+    return torch.tensor([len(values) - len(others)], device=values.device)
+
+
+surplus.register_fake(lambda values, _: values.new_empty(1, dtype=torch.int64))
+
+
 def level_recurrence(
     step: Callable[[State, Input], tuple[State, Output]],
     state: State,
@@ -83,7 +95,7 @@ def level_recurrence(
 
 
 def check_schedule(
-    cell: str, what: str, neighbours: Tensor, levels: Tensor, nodes: int, *, ordered: bool = False
+    cell: str, what: str, neighbours: Tensor, levels: Tensor, features: Tensor, *, ordered: bool = False
 ) -> Tensor:
     """Refuse neighbours and levels that are not those of a whole graph.
 
@@ -94,20 +106,21 @@ def check_schedule(
         what: the name of `neighbours`.
         neighbours: [nodes, degree].
         levels: [levels, width].
-        nodes: how many there are.
+        features: [nodes, ...].
         ordered: whether each neighbour must be in a level before.
 
     Returns:
         The levels, as int64.
 
     Raises:
-        CellError: an index is out of range, a node is in no level or in several, or a level comes too early. Under
-            export only element types and ranks are compared.
+        CellError: an index is out of range, a node is in no level or in several, a level comes too early, or there is
+            not one row of neighbours a node. Under export only element types and ranks are compared.
     """
+    nodes = features.shape[0]
     check_indices(f"{cell}: {what}", neighbours, "[nodes, degree]", nodes)
     check_indices(f"{cell}: levels", levels, "[levels, width]", nodes)
     if torch.compiler.is_exporting():
-        return _spoil_unless_whole(neighbours.to(torch.int64), levels.to(torch.int64), nodes, ordered)
+        return _spoil_unless_whole(neighbours.to(torch.int64), levels.to(torch.int64), features, ordered)
     if neighbours.shape[0] != nodes:
         raise CellError(f"{cell}: {what} are {list(neighbours.shape)}; accepted is [{nodes}, degree], one row a node")
     row, slot = torch.nonzero(levels >= 0, as_tuple=True)
@@ -130,11 +143,15 @@ def check_schedule(
     return levels.to(torch.int64)
 
 
-def _spoil_unless_whole(neighbours: Tensor, levels: Tensor, nodes: int, ordered: bool) -> Tensor:
-    """The levels if each node is in one of them and, where `ordered`, after its neighbours; else out of range."""
+def _spoil_unless_whole(neighbours: Tensor, levels: Tensor, features: Tensor, ordered: bool) -> Tensor:
+    """The levels if each row is a node, each node is in one level and, where `ordered`, after its neighbours.
+
+    Else they are out of range.
+    """
+    nodes = features.shape[0]
     slots = _in_range(levels, nodes, nodes).clamp(max=nodes).flatten()
     visits = torch.zeros_like(slots[:1]).expand(nodes + 1).scatter_add(0, slots, torch.ones_like(slots))
-    wrong = (visits[:nodes] != 1).sum()
+    wrong = (visits[:nodes] != 1).sum() + surplus(features, neighbours).abs()
     if ordered:
         row = torch.arange(levels.shape[0], device=levels.device).unsqueeze(1).expand(levels.shape).flatten()
         level = torch.zeros_like(slots[:1]).expand(nodes + 1).scatter(0, slots, row)[:nodes]

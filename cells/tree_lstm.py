@@ -92,7 +92,7 @@ class TreeLSTM(nn.Module):
                 not in a level before its parent's.
         """
         check_input("TreeLSTM", features, 2, "[nodes, features]", self.input_size, self.weight_ih)
-        levels = check_schedule("TreeLSTM", "children", children, levels, features.shape[0], ordered=True)
+        levels = check_schedule("TreeLSTM", "children", children, levels, features, ordered=True)
         if self.arity is not None and children.shape[1] != self.arity:
             raise CellError(f"TreeLSTM: children have {children.shape[1]} slots; accepted is arity = {self.arity}")
         sizes = [3 * self.hidden_size, self.hidden_size]

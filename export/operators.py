@@ -146,6 +146,11 @@ def choose(narrow: Any, whole: Any) -> Any:
     return _CHOOSE(narrow, whole)
 
 
+def surplus(values: Any, others: Any) -> Any:
+    """`cellport::surplus` as the difference of two ONNX Shapes."""
+    return op.Sub(op.Shape(values, start=0, end=1), op.Shape(others, start=0, end=1))
+
+
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The table that `torch.onnx.export` takes as `custom_translation_table`."""
     operators = torch.ops.cellport
@@ -158,4 +163,5 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         operators.window.default: window,
         operators.widen.default: widen,
         operators.choose.default: choose,
+        operators.surplus.default: surplus,
     }

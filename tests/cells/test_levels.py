@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cellport.cells import CellError, level_recurrence, levels_of, neighbours_of
+from cellport.cells.levels import surplus
 
 
 def test_states_and_outputs_of_any_structure_and_rank():
@@ -75,3 +76,10 @@ def test_what_does_not_fit_is_refused_by_name(step, state, levels, message):
     with pytest.raises(CellError) as caught:
         level_recurrence(step, state, (), ONE - 1, levels)
     assert message in str(caught.value)
+
+
+def test_rows_beyond_those_of_others_are_counted_by_an_operator_of_torchs_rules():
+    values, others = torch.zeros(5, 2), torch.zeros(3, 1, dtype=torch.int64)
+    assert surplus(values, others).tolist() == [2]
+    assert surplus(others, values).tolist() == [-2]
+    torch.library.opcheck(surplus, (values.requires_grad_(), others))

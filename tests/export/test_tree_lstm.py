@@ -73,9 +73,10 @@ def export_tree(path: Path, name: str) -> tuple[nn.Module, tuple[Tensor, ...], A
     return model, args, draw
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
+def session(path: Path, reuse: bool = True) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.enable_mem_reuse = reuse
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -133,6 +134,24 @@ def test_children_that_do_not_come_before_their_parent_are_an_error_of_the_runti
         case = {"features": x, "children": near, "levels": np.ascontiguousarray(levels)}
         with pytest.raises(Exception, match=REFUSED):
             runs.run(None, case)
+
+
+def refuse_other_rows(path: Path, case: dict[str, np.ndarray]) -> None:
+    """The runtime itself refuses some where it has planned to write into memory of another size; the graph does all."""
+    nodes = len(case["features"])
+    for reuse, match in ((True, f"{REFUSED}|re-use buffer"), (False, REFUSED)):
+        runs = session(path, reuse)
+        runs.run(None, case)
+        for rows in (nodes - 1, nodes + 1, nodes + 2, nodes + 100):
+            with pytest.raises(Exception, match=match):
+                runs.run(None, {**case, "features": np.ones((rows, F), np.float32)})
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_features_that_are_not_one_row_a_node_are_an_error_of_the_runtime(name: str, tmp_path: Path) -> None:
+    """Those beyond the nodes would be dropped, and one that is missing be zeros, in silence."""
+    export_tree(tmp_path / "model.onnx", name)
+    refuse_other_rows(tmp_path / "model.onnx", grown(name, 4))
 
 
 def test_forests_without_nodes_and_without_edges_give_the_defined_result(tmp_path: Path) -> None:
@@ -197,6 +216,12 @@ def test_documents_equal_modules(name: str, tmp_path: Path) -> None:
     turned = {**case, "ahead.levels": np.ascontiguousarray(case["ahead.levels"][::-1])}
     with pytest.raises(Exception, match=REFUSED):
         runs.run(None, turned)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_features_that_are_not_one_row_a_word_are_an_error_of_the_runtime(name: str, tmp_path: Path) -> None:
+    export_words(tmp_path / "model.onnx", name)
+    refuse_other_rows(tmp_path / "model.onnx", written(7))
 
 
 @pytest.mark.slow
