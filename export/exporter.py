@@ -42,6 +42,7 @@ from .shrinking import Shrinking, TableType, WeightType
 from .signature import Leaf, argument_leaves, result_names, state_pairs
 from .size_proof import padded_sizes
 from .streaming import Streamed, streamed
+from .unfolded import why_unfolded
 from .union_proof import Union, proved_union
 from .verification import QUICK, compare, named_cases
 from .watching import layers_of, run_cell, watching
@@ -197,7 +198,10 @@ def to_onnx(
         graph, lowered = graph_of(captured)
         lowered += [said, *(f"states left inside: {note}" for note in notes)]
     if lookup is True and not folding.tables:
-        raise ExportError("lookup=True, but no embedding feeds a projection whose rows could be computed in advance")
+        raise ExportError(
+            "lookup=True, but no embedding feeds a projection whose rows could be computed in advance"
+            f"{why_unfolded(graph)}; accepted are lookup='auto' and False, which leave embeddings as they are"
+        )
     with written(path) as draft:
         wide = shrinking.keep(graph, draft.parent)
         make_optional(graph, captured, state_inputs == "optional")

@@ -87,9 +87,33 @@ def test_lookup_says_whether_tables_are_made(lookup: bool | str, tables: int, tm
     assert ("folded into 4 tables" in "\n".join(exported.report.notes)) == bool(tables)
 
 
-def test_insisting_on_tables_where_there_are_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="lookup=True, but no embedding feeds a projection"):
-        export(tmp_path, Tokens(cell("lstm", batch_first=True)), lookup=True)
+class Softened(Tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.softmax(self.embedding(tokens), 1)
+
+
+class Unread(Tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Tokens, ": embedding 'embedding' feeds module 'cell' (LSTM), whose operator LSTM projects the rows itself; "),
+        (Softened, ": embedding 'embedding' feeds forward of Softened, whose operator Softmax reads the rows as they "),
+        (Unread, " in advance; accepted are lookup='auto' and False"),
+    ],
+)
+def test_insisting_on_tables_where_there_are_none_is_refused(kind: type[Tokens], why: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="lookup=True, but no embedding feeds a projection") as caught:
+        export(tmp_path, kind(cell("lstm", batch_first=True)), lookup=True, lowering="native")
+    assert why in str(caught.value)
+
+
+def test_a_scan_is_the_way_out_where_the_operator_projects_the_rows(tmp_path: Path) -> None:
+    exported = export(tmp_path, Tokens(cell("lstm", batch_first=True)), lookup=True, lowering="scan")
+    assert exported.report.manifest.tables
 
 
 def test_an_embedding_that_others_read_stays_beside_its_tables(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Exported Graph LSTMs equal PyTorch on graphs of any size, and bad indices are errors of the runtime."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cellport.cells import GraphLSTM, levels_of, unite_graphs
+from cellport.cells import GraphLSTM, TreeLSTM, levels_of, unite_graphs
 from cellport.cells.graph_visits import GROUP_SLOTS
 from cellport.errors import EquivalenceError, ExportError
 from cellport.export import Report, to_onnx, verify
 from cellport.export.graph_sweeps import REFUSES
 from cellport.export.verification import Grid
 
-from .graph_draws import any_neighbours, planar, with_features
+from .graph_draws import any_neighbours, children, planar, with_features
 
 F, H = 5, 8
 AXES = {"features": {0: "nodes"}, "neighbours": {0: "nodes", 1: "degree"}, "levels": {0: "levels", 1: "width"}}
@@ -311,6 +311,53 @@ def test_threads_do_not_change_the_result(segmenter: Any) -> None:
     options.intra_op_num_threads = 1
     one = onnxruntime.InferenceSession(str(segmenter[1]), options, providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(many.run(None, case)[0], one.run(None, case)[0], atol=1e-6)
+
+
+class Words(nn.Module):
+    """Output of each node, which is a token."""
+
+    def __init__(self, before: nn.Module, graph: nn.Module) -> None:
+        super().__init__()
+        self.words, self.before, self.graph = nn.Embedding(30, F), before, graph
+
+    def forward(self, tokens: Tensor, neighbours: Tensor, levels: Tensor) -> Tensor:
+        """[nodes, H]."""
+        return self.graph(self.before(self.words(tokens)), neighbours, levels)[0]
+
+
+TWO_AXES = "which projects rows [nodes, features]"
+
+
+@pytest.mark.parametrize(
+    ("before", "graph", "module", "why"),
+    [
+        (nn.Identity(), GraphLSTM(F, F), "'graph' (GraphLSTM)", "which takes the rows in another order"),
+        (nn.Identity(), GraphLSTM(F, H), "'graph' (GraphLSTM)", TWO_AXES),
+        (nn.Identity(), TreeLSTM(F, H), "'graph' (TreeLSTM)", TWO_AXES),
+        (nn.Linear(F, F), GraphLSTM(F, F), "'before' (Linear)", TWO_AXES),
+    ],
+    ids=["sorted", "projected", "tree", "linear"],
+)
+def test_tables_of_words_that_are_nodes_are_refused_with_the_reason(
+    before: nn.Module, graph: nn.Module, module: str, why: str, tmp_path: Path
+) -> None:
+    model = Words(before, graph).eval()
+    none = np.full((9, 1), -1)
+    args = (torch.arange(9), *tensors({"neighbours": none, "levels": levels_of(none, width=5)}))
+    axes = {"tokens": {0: "nodes"}, "neighbours": AXES["neighbours"], "levels": AXES["levels"]}
+
+    def draw(rng: np.random.Generator, sizes: Any) -> dict[str, np.ndarray]:
+        drawn = children(rng, sizes, None)
+        return {"neighbours": drawn["children"], "levels": drawn["levels"]}
+
+    def exported(lookup: bool | Literal["auto"]) -> Report:
+        return to_onnx(model, args, tmp_path / "model.onnx", dynamic_shapes=axes, draw=draw, lookup=lookup)
+
+    with pytest.raises(ExportError) as caught:
+        exported(True)
+    assert f"embedding 'words' feeds module {module}, {why}" in str(caught.value)
+    assert "accepted are lookup='auto' and False" in str(caught.value)
+    assert not exported("auto").manifest.tables
 
 
 def test_a_file_of_another_module_is_found_out(segmenter: Any) -> None:
