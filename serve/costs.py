@@ -5,6 +5,7 @@ for memory, and in proportion from where it is full of arithmetic. Both are kept
 """
 
 import bisect
+import math
 from collections.abc import Callable, Sequence
 
 from .slots import powers_of_two
@@ -43,6 +44,7 @@ class CostModel:
 
     Attributes:
         usual: rows of the newest runs, on average.
+        usual_seconds: what they took, on average; infinite before there was one.
         measured: whether the figures come from the model itself, and are not the first guess.
     """
 
@@ -53,6 +55,7 @@ class CostModel:
         self._alone = list(zip(self._fixed, self._step, strict=True))
         self._enough: dict[int, int] = {}
         self.usual = 1.0
+        self.usual_seconds = math.inf
         self.measured = False
 
     def __repr__(self) -> str:
@@ -96,6 +99,7 @@ class CostModel:
         self._alone = list(zip(self._fixed, self._step, strict=True))
         self._enough.clear()
         self.usual = 1.0
+        self.usual_seconds = math.inf
 
     def enough(self, steps: int) -> int:
         """Return the rows from which on more of them hardly make a run of so many steps more efficient.
@@ -119,6 +123,8 @@ class CostModel:
         corrected as far as it matters for the run, so that short runs and long ones together tell them apart.
         """
         self.usual += _WEIGHT * (rows - self.usual)
+        known = self.usual_seconds
+        self.usual_seconds = seconds if known == math.inf else known + _WEIGHT * (seconds - known)
         expected = self.seconds(rows, steps)
         wrong = min(max(seconds, expected * _LIMITS[0]), expected * _LIMITS[1]) - expected
         near = bisect.bisect_left(self._rows, rows)

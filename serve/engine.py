@@ -331,7 +331,8 @@ class Engine:
 
         Args:
             request: the request.
-            done: called once with the reply or the error, on another thread or within this call.
+            done: called once with the reply or the error, on another thread or within this call; it is to return
+                soon, since other requests may wait for that thread.
 
         Raises:
             ServingError: the request is refused; `done` is not called.
@@ -462,7 +463,7 @@ class Engine:
                 if job.phase != "new":  # cancelled meanwhile
                     continue
                 job.arrived = arrived
-                job.model.single = single and job.model.contract.cuts and job.generation is None
+                job.model.single = single and self._is_brief(job)
                 try:
                     completions += self._admit(job, now)
                 except ServingError as error:
@@ -653,6 +654,16 @@ class Engine:
         """Return how long a run of one request would take."""
         return job.model.costs.seconds(job.rows, job.steps) if job.bound is not None else 0.0
 
+    def _is_brief(self, job: Job) -> bool:
+        """Return whether runs of a request's model mostly take so little time that answering takes as long.
+
+        Those of a generation go on by themselves, and what runs of a model that is not cut take hangs on more than rows
+        and steps.
+        """
+        model = job.model
+        short = model.costs.usual_seconds <= self.settings.inline_seconds
+        return short and model.contract.cuts and job.generation is None
+
     def run_waiting(self) -> bool:
         """Run what is waiting, once, on this thread; return whether there was anything.
 
@@ -704,8 +715,6 @@ class Engine:
             completions = self._scheduler.complete(tick, failures, self.clock())
             if self._closed:  # chunks and steps that waited behind the one that ran
                 completions += self._scheduler.cancel_all(_closed_error())
-            if tick.brief and tick.model.single and self._can_run():
-                self._changed.notify()  # what waited for this run, and is not to wait for its callers too
         _deliver(completions)
 
     def _work(self) -> None:

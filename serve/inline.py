@@ -1,7 +1,8 @@
 """How short requests are run: by the event loop that takes them, by one worker at a time, or by all workers."""
 
 _WINDOW = 32
-"""Requests after which the way may change."""
+_SECONDS = 0.05
+"""Requests, and seconds, after which the way may change: in fewer, a rate is mostly chance."""
 
 _WEIGHT = 0.5
 """Weight of the newest window in a way's rate."""
@@ -60,7 +61,7 @@ class WayChooser:
             self._since = now
             return
         self._count += count
-        if self._count >= _WINDOW and now > self._since:
+        if self._count >= _WINDOW and now >= self._since + _SECONDS:
             self._close(self._count / (now - self._since))
             self._count, self._since = 0, now
 
