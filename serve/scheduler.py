@@ -9,7 +9,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from cellport.errors import DeadlineExceededError, QueueFullError, ServingError,
 
 from .costs import best_chunk
 from .generation import TOKENS, Generation
+from .grouping import Group, Item, alike, fitting
 from .jobs import Completion, Job, Part, Place, Tick
 from .model import Model
 from .requests import Reply
@@ -24,23 +25,12 @@ from .sequences import Answer, SequenceTable
 from .settings import BatchSettings
 from .slots import INITIAL
 from .ticks import group_key
-from .uniting import UnionShape
 
 _SEARCH = 4
-"""Requests that are passed over, for each row of a run, before the search for ones that fit is given up."""
-
-_SOONER = 4
-"""How many times worse it is to end so many steps sooner than the most urgent job than to end as many later."""
-
-_PASSED = 4
-"""Runs of others after which a job is taken for the next one, whatever it has left to do."""
-
-_FEWEST = 4
-"""What an even share of rows is divided by at most, however long a run's most urgent job is."""
+"""Jobs that are looked at for a run, for each row that one may have."""
 
 _DROPPED = 64
 """Dropped requests that may lie in the queues beyond as many as wait, before the queues are cleared of them."""
-
 
 _EXPECTED = 1.5
 """How many times more rows the runs before must have had for more to be expected."""
@@ -51,42 +41,6 @@ PATIENCE = 0.001
 _WEIGHT = 0.1
 _SOONEST, _LATEST = 0.001, 5.0
 """Seconds that a refused request is told to wait, at least and at most."""
-
-
-_Item = tuple[int, float, int, Job]
-"""A waiting job: its priority, when it is due, its place in the order of arrival, and itself."""
-
-
-@dataclass(eq=False, slots=True)
-class _Group:
-    """Waiting jobs that may share a run, the most urgent first; `since` is when there was first a choice to wait."""
-
-    model: Model
-    cut: bool
-    heap: list[_Item] = field(default_factory=list)
-    since: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """The size of a run: its rows, its padded axes, and what its requests fill of them."""
-
-    rows: int = 0
-    extent: tuple[int, ...] = ()
-    filled: int = 0
-    union: UnionShape | None = None
-
-    def with_job(self, job: Job, rows: int) -> "_Shape":
-        if job.graph:
-            return _Shape(self.rows + rows, union=(self.union or UnionShape()).with_graph(job.graph))
-        extent = tuple(map(max, self.extent, job.extent)) if self.extent else job.extent
-        return _Shape(self.rows + rows, extent, self.filled + rows * math.prod(job.extent))
-
-    def fits(self, padding: float) -> bool:
-        """Whether padding makes the run, or any input of a union, at most so many times larger."""
-        if self.union is not None:
-            return self.union.fits(padding)
-        return self.rows * math.prod(self.extent) <= padding * self.filled
 
 
 class Scheduler:
@@ -101,7 +55,7 @@ class Scheduler:
     def __init__(self, settings: BatchSettings, sequences: SequenceTable, brief_seconds: float = 0.0) -> None:
         self.settings = settings
         self.sequences = sequences
-        self._groups: dict[Hashable, _Group] = {}
+        self._groups: dict[Hashable, Group] = {}
         self._waiting = 0
         self._bytes = 0
         self._dropped = 0
@@ -329,47 +283,11 @@ class Scheduler:
             self._pace = pace if self._pace is None else self._pace + _WEIGHT * (pace - self._pace)
         self._completed = now
 
-    def _take(self, group: _Group, now: float, idle: int, completions: list[Completion]) -> list[Job]:
+    def _take(self, group: Group, now: float, idle: int, completions: list[Completion]) -> list[Job]:
         """Take jobs for one run out of a group."""
         most = self._share(group, idle)
-        if group.cut:
-            return self._take_alike(group, now, most, completions)
-        jobs: list[Job] = []
-        left: list[_Item] = []
-        shape = _Shape()
-        while group.heap:
-            item = group.heap[0]
-            job = item[-1]
-            if job.phase != "waiting":
-                self._pop_dropped(group)
-                continue
-            if job.deadline is not None and job.deadline <= now:
-                heapq.heappop(group.heap)
-                completions += self._drop(job, _late(job))
-                continue
-            rows = job.rows
-            if (jobs and shape.rows + rows > most) or len(left) >= _SEARCH * self.settings.rows:
-                break
-            heapq.heappop(group.heap)
-            grown = shape.with_job(job, rows)
-            if jobs and not grown.fits(self.settings.padding):
-                left.append(item)
-                continue
-            shape = grown
-            jobs.append(job)
-        for item in left:
-            heapq.heappush(group.heap, item)
-        return jobs
-
-    def _take_alike(self, group: _Group, now: float, most: int, completions: list[Completion]) -> list[Job]:
-        """Take the most urgent job of a group that is cut, and if not all fit, those that end nearest to its end.
-
-        So a long request runs in long chunks beside other long ones, and not in as many as short ones end. But nobody
-        is passed over again and again, however long the most urgent job stays that.
-        """
-        items, group.heap = sorted(group.heap), []
-        alive = []
-        for item in items:
+        alive: list[Item] = []
+        for item in group.candidates(_SEARCH * self.settings.rows):
             job = item[-1]
             if job.phase != "waiting":
                 self._dropped -= 1
@@ -377,51 +295,11 @@ class Scheduler:
                 completions += self._drop(job, _late(job))  # and a step that waited for it may be pushed
             else:
                 alive.append(item)
-        if not alive:
-            return []
-        priority, _, _, first = alive[0]
-        ends = first.remaining
-        most = min(most, self._rows_beside(first, [item[-1] for item in alive], most))
-        if sum([item[-1].rows for item in alive]) <= most:
-            return [item[-1] for item in alive]
-
-        def distance(job: Job) -> int:
-            # One that ends later goes on in the next run; one that ends sooner cuts this run short, or is padded.
-            later = job.remaining - ends
-            return later if later >= 0 else -_SOONER * later
-
-        def rank(item: _Item) -> tuple[bool, bool, bool, float]:
-            job = item[-1]
-            passed = job.passed >= _PASSED
-            return item[0] != priority, job is not first, not passed, -job.passed if passed else distance(job)
-
-        alive.sort(key=rank)
-        jobs: list[Job] = []
-        rows = 0
-        for item in alive:
-            job = item[-1]
-            if jobs and rows + job.rows > most:
-                break
-            rows += job.rows
-            job.passed = 0
-            jobs.append(job)
-        left = alive[len(jobs) :]
-        for item in left:
-            item[-1].passed += 1
-        group.heap += left
-        heapq.heapify(group.heap)
+        jobs, left = alike(alive, most) if group.cut else fitting(alive, most, self.settings.padding)
+        group.put_back(left)
         return jobs
 
-    def _rows_beside(self, first: Job, jobs: Sequence[Job], most: int) -> int:
-        """Return how many rows run beside the most urgent job: fewer if it is long, so that its steps take less time.
-
-        What it has left to do takes many runs, and the rows beside it would make each of them slower; they find others.
-        """
-        usual = sum([job.remaining for job in jobs]) / len(jobs)
-        fewer = max(int(most * usual / first.remaining), -(-most // _FEWEST))
-        return max(fewer, first.model.costs.enough(first.remaining))
-
-    def _share(self, group: _Group, idle: int) -> int:
+    def _share(self, group: Group, idle: int) -> int:
         """Return how many rows a run takes.
 
         If nothing runs, that is an even share for each of the `idle` runs that could begin. If others run, the answers
@@ -441,7 +319,7 @@ class Scheduler:
             even = -(-waiting // idle)
         return max(1, min(self.settings.rows, max(even, group.model.costs.enough(group.heap[0][-1].remaining))))
 
-    def _tick(self, group: _Group, jobs: list[Job], now: float) -> Tick:
+    def _tick(self, group: Group, jobs: list[Job], now: float) -> Tick:
         model = group.model
         if group.cut:
             chunk = self._chunk(model, jobs, now)
@@ -468,7 +346,7 @@ class Scheduler:
             self._brief[key] = self._brief.get(key, 0) + 1
         return tick
 
-    def _held(self, group: _Group) -> bool:
+    def _held(self, group: Group) -> bool:
         """Whether jobs wait for a brief run of their model, which is to run once at a time."""
         return group.model.single and id(group.model) in self._brief
 
@@ -636,7 +514,7 @@ class Scheduler:
             cut = self.settings.cut and job.model.contract.cuts
             job.key = group_key(job.model, job.bound, cut=cut, stateful=bool(job.lanes or job.places or job.slots))
 
-    def _pop_dropped(self, group: _Group) -> None:
+    def _pop_dropped(self, group: Group) -> None:
         heapq.heappop(group.heap)
         self._dropped -= 1
 
@@ -655,10 +533,10 @@ class Scheduler:
         key = (id(job.model), job.key) if job.key is not None else (id(job),)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = _Group(job.model, cut)
+            group = self._groups[key] = Group(job.model, cut)
         heapq.heappush(group.heap, (job.priority, job.arrived - self._head_start(job, group), job.number, job))
 
-    def _head_start(self, job: Job, group: _Group) -> float:
+    def _head_start(self, job: Job, group: Group) -> float:
         """Return how many seconds earlier a job counts as having come, since it has more left to do.
 
         All jobs are to be done in about the same time, whatever they ask for; what takes many runs has to begin sooner.
