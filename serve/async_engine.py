@@ -117,9 +117,9 @@ class AsyncEngine:
         first = jobs[0]
         way.take(time.perf_counter(), len(jobs), met=len(jobs) > 1 or engine.busy)
         inline = way.alone and engine.expected_seconds(first) <= engine.settings.inline_seconds
-        if inline and engine.run_alone(first):
+        if inline and engine.runner.run_alone(first):
             return
-        for job, error in engine.accept(jobs, engine.run_here if inline else None, single=not way.several):
+        for job, error in engine.accept(jobs, engine.runner.run_here if inline else None, single=not way.several):
             job.done(error)
 
     async def infer(

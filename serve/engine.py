@@ -5,11 +5,7 @@ the latter. What to run next is the scheduler's decision; this module only carri
 """
 
 import concurrent.futures
-import hashlib
-import itertools
-import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,11 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from cellport.errors import (
-    DeadlineExceededError,
-    InvalidRequestError,
     ModelLoadError,
     RequestCancelledError,
     SequenceExistsError,
@@ -29,27 +21,25 @@ from cellport.errors import (
     UnavailableError,
 )
 
+from .checking import RequestChecker, deadline_error, wait_of
 from .codec import Array
-from .generation import TOKENS, Generation, Sampling
+from .generation import TOKENS, Sampling
 from .instances import choose_threads, choose_workers, cores
-from .jobs import Completion, Job, Outcome, Place, Tick
+from .jobs import Completion, Job, Outcome, Place
 from .loading import Loader
 from .model import Model
 from .repository import ModelFile, ModelStatus, Repository
 from .requests import Control, Reply, Request, SequenceId
+from .runner import Runner, deliver
 from .scheduler import Scheduler
-from .sequences import Answer, Lane, SequenceTable, check_recurrent
+from .sequences import Answer, Lane, SequenceTable
 from .settings import EngineSettings
 from .statistics import ModelStatistics
-from .threads import name_thread
-from .ticks import run_tick
 from .versions import VersionPolicy
 from .warming import warm
 
 if TYPE_CHECKING:
     from .engine_sequence import EngineSequence
-
-_log = logging.getLogger(__name__)
 
 
 class Ticket:
@@ -76,8 +66,9 @@ class Engine:
 
     Attributes:
         repository: the models.
-        runs: how many runs have begun.
         workers: how many runs there may be at a time.
+        runner: carries them out.
+        find: returns the model of a request; see `RequestChecker.find`.
 
     Raises:
         ModelLoadError: a model cannot be loaded.
@@ -103,19 +94,12 @@ class Engine:
             self.repository = Repository(map(self._warm, models))
         self._sequences = SequenceTable(self.settings.sequences)
         self._scheduler = Scheduler(self.settings.batch, self._sequences, self.settings.inline_seconds)
-        self._changed = threading.Condition()
-        self._closed = False
-        self._unwatched = False  # no worker waits for a sequence's idle limit, since there was none
-        self._holding = False  # a worker waits for more requests before it runs those that wait
-        self.runs = 0
-        self._names = itertools.count(1)
+        default = self.settings.batch.default_priority
+        self._checker = RequestChecker(self.repository, self._sequences, clock, default)
+        self.find = self._checker.find
         self.workers = self.settings.workers or self._choose_workers()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"cellport-engine-{number}", daemon=True)
-            for number in range(self.workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self.runner = Runner(self._scheduler, self._sequences, clock, self.workers)
+        self._changed = self.runner.changed
         if self._loader is not None:
             self._loader.watch()
 
@@ -205,6 +189,11 @@ class Engine:
     def _end_sequences(self, name: str) -> None:
         with self._changed:
             self._sequences.end_all(name, "was ended when the model was unloaded")
+
+    @property
+    def runs(self) -> int:
+        """How many runs have begun."""
+        return self.runner.runs
 
     @property
     def busy(self) -> bool:
@@ -314,7 +303,7 @@ class Engine:
         """
         future: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
         job = self.prepare(request, future.set_result)
-        for _, error in self.accept([job], self.run_here):
+        for _, error in self.accept([job], self.runner.run_here):
             raise error
         try:
             outcome = future.result(None if request.deadline is None else wait_of(request.deadline - self.clock()))
@@ -348,97 +337,8 @@ class Engine:
         done: Callable[[Outcome], None],
         partial: Callable[[Reply], None] | None = None,
     ) -> Job:
-        """Check a request, without accepting it.
-
-        Args:
-            request: the request.
-            done: called once with the reply or the error.
-            partial: called with each token of a generation.
-
-        Raises:
-            ServingError: the request is wrong.
-        """
-        controls, model = self._controls(request)
-        inputs = request.inputs
-        ends_only = not inputs and bool(controls) and all([each.end and not each.start for each in controls])
-        bound, generation = None, None
-        outputs = request.outputs
-        if request.sampling is not None:
-            generation = Generation(request.sampling, model.contract)
-            if any(name != TOKENS for name in outputs):
-                raise InvalidRequestError(f"outputs are {list(outputs)}; accepted of a generation: [{TOKENS!r}]")
-            outputs = (generation.scores_output,)
-        if not ends_only:
-            if request.form is None or generation is not None:
-                inputs = {name: np.asarray(value) for name, value in inputs.items()}
-                bound = model.contract.bind(inputs, outputs, sequences=len(controls))
-            else:
-                bound = model.contract.bind(inputs, outputs, sequences=len(controls), form=request.form)
-            if generation is not None and (bound.rows != 1 or (bound.lengths is not None and bound.lengths[0] < 1)):
-                raise InvalidRequestError(
-                    f"the prompt has {bound.rows} rows; accepted of a generation: 1, of at least one token"
-                )
-        if request.deadline is not None and request.deadline <= self.clock():
-            raise deadline_error()
-        numbered = not request.going_on and any([each.step is not None for each in controls])
-        return Job(
-            model=model,
-            bound=bound,
-            done=done,
-            deadline=request.deadline,
-            priority=request.priority or self.settings.batch.default_priority,
-            pinned=bool(request.version),
-            controls=controls,
-            new=request.new,
-            generation=generation,
-            partial=partial,
-            digest=_digest(request) if numbered else b"",
-            going_on=request.going_on,
-        )
-
-    def _controls(self, request: Request) -> tuple[Sequence[Control], Model]:
-        """Return a request's places in sequences, and its model: a running sequence stays on its version."""
-        controls = request.controls
-        if request.new:
-            model = self.repository.get(request.model, request.version)
-            controls = [Control(id=self._choose_id(model), start=True)]
-        else:
-            model = self.find(request.model, request.version, controls)
-        if controls:
-            check_recurrent(model)
-            if len(controls) > 1 and not model.arena.uniform:
-                raise InvalidRequestError(
-                    f"model {model.name!r} has states of no fixed size; accepted: steps of one sequence in a request"
-                )
-        return controls, model
-
-    def find(self, name: str, version: str, controls: Sequence[Control]) -> Model:
-        """Return the model of a request: the one that its sequence runs on, even if another has replaced it since.
-
-        Args:
-            name: the model's name.
-            version: the version that was asked for; empty for none.
-            controls: the request's places in sequences.
-
-        Raises:
-            ServingError: there is none of that name and version, or none that serves.
-        """
-        if not controls or controls[0].start:
-            return self.repository.get(name, version)
-        found = self._sequences.next_model_of(name, controls[0].id)
-        if found is not None and version in ("", found.version):
-            return found
-        try:
-            return self.repository.get(name, version)
-        except ServingError:
-            # Why the sequence is gone says more than that the model is.
-            self._sequences.check_past(name, controls[0].id)
-            raise
-
-    def _choose_id(self, model: Model) -> str:
-        return next(
-            name for number in self._names for name in [f"engine-{number}"] if not self._sequences.holds(model, name)
-        )
+        """Check a request, without accepting it; see `RequestChecker.prepare`."""
+        return self._checker.prepare(request, done, partial)
 
     def accept(
         self, jobs: Sequence[Job], here: Callable[[], object] | None = None, *, single: bool = False
@@ -471,29 +371,15 @@ class Engine:
                     job.finish()
                     refused.append((job, error))
             inline = here is not None and idle and self._scheduler.waiting > 0
-            if not inline and self._can_run() and not (self._holding and self._scheduler.patience(now)):
+            if not inline and self.runner.can_run() and not (self.runner.holding and self._scheduler.patience(now)):
                 self._changed.notify()
-        _deliver(completions)
+        deliver(completions)
         if inline and here is not None:
             here()
         return refused
 
-    def run_alone(self, job: Job) -> bool:
-        """Accept a prepared request and run it on this thread, if nothing else waits or runs; return whether it was."""
-        with self._changed:
-            if self._closed or job.phase != "new" or job.controls:
-                return False
-            job.arrived = time.perf_counter()
-            tick = self._scheduler.start(job, self.clock())
-            if tick is None:
-                return False
-            self.runs += 1
-        self._run(tick)
-        self._leave_waiting()
-        return True
-
     def _admit(self, job: Job, now: float) -> list[Completion]:
-        if self._closed:
+        if self.runner.closed:
             raise UnavailableError("the engine is closed")
         # Before a start makes room in the table, at the cost of another sequence.
         self._scheduler.check_room(job.size)
@@ -566,13 +452,13 @@ class Engine:
         found = self.repository.get(model, version)
         given = found.contract.bind_states(state or {})
         with self._changed:
-            if self._closed:
+            if self.runner.closed:
                 raise UnavailableError("the engine is closed")
             self.repository.get(model)  # a sequence must not outlive its model's unloading
             now = self.clock()
             self._sequences.evict_idle(now)
             if sequence_id is None:
-                sequence_id = self._choose_id(found)
+                sequence_id = self._checker.choose_id(found)
             control = Control(id=sequence_id, start=True)
             lane = self._sequences.open(found, control.id, now)
             if lane.jobs:
@@ -582,7 +468,7 @@ class Engine:
             found.arena.write(slot, given)
             answer = None if step is None else Answer(step, b"", None, 0)
             self._sequences.advance(lane, found, slot, now, start=True, answer=answer)
-            if self._unwatched:
+            if self.runner.unwatched:
                 self._changed.notify()
         from .engine_sequence import EngineSequence
 
@@ -592,13 +478,7 @@ class Engine:
         """Refuse what waits and wait for what runs, but not longer than `seconds` for each worker."""
         if self._loader is not None:
             self._loader.close(seconds)
-        with self._changed:
-            self._closed = True
-            completions = self._scheduler.cancel_all(_closed_error())
-            self._changed.notify_all()
-        _deliver(completions)
-        for thread in self._threads:
-            thread.join(seconds)
+        self.runner.close(seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -622,7 +502,7 @@ class Engine:
                 dropped, completions = self._scheduler.cancel(job, error)
             if completions:
                 self._changed.notify()
-        _deliver(completions)
+        deliver(completions)
         return dropped
 
     def holds(self, model: Model, sequence_id: SequenceId) -> bool:
@@ -663,141 +543,3 @@ class Engine:
         model = job.model
         short = model.costs.usual_seconds <= self.settings.inline_seconds
         return short and model.contract.cuts and job.generation is None
-
-    def run_waiting(self) -> bool:
-        """Run what is waiting, once, on this thread; return whether there was anything.
-
-        Nothing is run if as many runs take place as there are workers.
-        """
-        with self._changed:
-            if self._scheduler.running >= self.workers:
-                return False
-            tick, completions = self._schedule(self.clock(), 1)
-        _deliver(completions)
-        if tick is not None:
-            self._run(tick)
-        return tick is not None
-
-    def run_here(self) -> None:
-        """Run what this thread has brought; what it does not get to is a worker's."""
-        self.run_waiting()
-        self._leave_waiting()
-
-    def _leave_waiting(self) -> None:
-        """Leave what came while this thread ran something to a worker, who may have found no room for it."""
-        with self._changed:
-            if self._can_run() or (self._unwatched and len(self._sequences)):
-                self._changed.notify()
-
-    def _schedule(self, now: float, idle: int | None = None) -> tuple[Tick | None, list[Completion]]:
-        """Ask for a run, with the lock held.
-
-        Args:
-            now: this moment.
-            idle: among how many runs to share out what waits; None for as many as there could be.
-        """
-        self._sequences.evict_idle(now)
-        tick, completions = self._scheduler.schedule(now, idle or self.workers - self._scheduler.running)
-        if tick is not None:
-            self.runs += 1
-            if self._can_run():
-                self._changed.notify()
-        return tick, completions
-
-    def _can_run(self) -> bool:
-        """Whether a worker would find something to run. If not now, then whoever ends a run looks again."""
-        return self._scheduler.running < self.workers and self._scheduler.ready
-
-    def _run(self, tick: Tick) -> None:
-        failures = run_tick(tick)
-        tick.model.statistics.record(tick)
-        with self._changed:
-            completions = self._scheduler.complete(tick, failures, self.clock())
-            if self._closed:  # chunks and steps that waited behind the one that ran
-                completions += self._scheduler.cancel_all(_closed_error())
-        _deliver(completions)
-
-    def _work(self) -> None:
-        """Run what is waiting until the engine is closed; the body of every worker thread."""
-        name_thread("cellport-run")
-        waited = False
-        tick: Tick | None
-        completions: list[Completion]
-        while True:
-            tick, completions = None, []  # while this waits, it holds nothing of the last run
-            with self._changed:
-                closed = self._closed
-                tick, completions, waited = self._next(waited)
-            if tick is None and not completions:
-                if closed:
-                    return
-                continue
-            _deliver(completions)
-            if tick is not None:
-                self._run(tick)
-
-    def _next(self, waited: bool) -> tuple[Tick | None, list[Completion], bool]:
-        """Take what is to be run next, or wait for news, with the lock held.
-
-        Args:
-            waited: further requests have just been waited for, and are not waited for again.
-
-        Returns:
-            The run, what is to be delivered, and whether further requests have been waited for.
-        """
-        now = self.clock()
-        if self._scheduler.running < self.workers:
-            seconds = 0.0 if self._closed or waited else self._scheduler.patience(now)
-            if seconds and not self._holding:
-                self._holding = True
-                self._changed.wait(seconds)
-                self._holding = False
-                return None, [], True
-            if not seconds:
-                tick, completions = self._schedule(now)
-                if tick is not None or completions:
-                    return tick, completions, False
-        if not self._closed:
-            moment = self._sequences.next_eviction()
-            self._unwatched = moment is None
-            self._changed.wait(None if moment is None else max(wait_of(moment - now), 0.1))
-        return None, [], False
-
-
-def _digest(request: Request) -> bytes:
-    """Return what tells a request that is sent again from another one."""
-    found = hashlib.blake2b(repr((list(request.outputs), [*request.controls])).encode(), digest_size=16)
-    for name in sorted(request.inputs):
-        array = np.asarray(request.inputs[name])
-        found.update(f"{name} {array.dtype} {array.shape}".encode())
-        found.update(repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).data)
-    return found.digest()
-
-
-def wait_of(seconds: float) -> float:
-    """Return a time as one that can be waited for: at least 0, and at most what the platform takes."""
-    return min(max(0.0, seconds), threading.TIMEOUT_MAX)
-
-
-def _closed_error() -> UnavailableError:
-    return UnavailableError("the engine was closed before the request ran")
-
-
-def deadline_error() -> DeadlineExceededError:
-    """Return the error of a request whose time was up before it ran."""
-    return DeadlineExceededError("the deadline passed before the request ran")
-
-
-def _deliver(completions: Iterable[Completion]) -> None:
-    for each in completions:
-        try:
-            if each.partial:
-                assert each.job.partial is not None
-                assert isinstance(each.outcome, Reply)
-                each.job.partial(each.outcome)
-            else:
-                if each.job.arrived:
-                    each.job.model.statistics.settle(each.job, failed=isinstance(each.outcome, Exception))
-                each.job.done(each.outcome)
-        except Exception:
-            _log.exception("delivering an answer failed")

@@ -10,7 +10,8 @@ from typing import Any
 
 from cellport.errors import RequestCancelledError
 
-from .engine import Engine, deadline_error, wait_of
+from .checking import deadline_error, wait_of
+from .engine import Engine
 from .jobs import Job, Outcome
 from .requests import Reply
 

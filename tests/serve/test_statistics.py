@@ -188,7 +188,7 @@ def together(engine: Engine, *requests: Request) -> list[Any]:
     outcomes: list[Any] = []
     jobs = [engine.prepare(each, outcomes.append) for each in requests]
     assert engine.accept(jobs, lambda: None) == []
-    while engine.run_waiting():
+    while engine.runner.run_waiting():
         pass
     while len(outcomes) < len(jobs):  # a worker may have taken a run
         time.sleep(0.001)
@@ -310,7 +310,7 @@ def test_time_spent_waiting_is_queue_time(tmp_path: Path) -> None:
     with occupied(tmp_path) as engine:
         engine.submit(Request(model="lstm", inputs={"tokens": [[1]]}), lambda _: None)
         time.sleep(0.05)
-        engine.run_waiting()
+        engine.runner.run_waiting()
         [found] = engine.statistics("lstm")
     assert found.queue.ns >= 0.05e9
     assert found.compute_input.ns + found.compute_infer.ns + found.compute_output.ns < found.queue.ns
@@ -325,7 +325,7 @@ def test_what_is_late_cancelled_or_refused_fails_and_is_no_inference(tmp_path: P
         with pytest.raises(QueueFullError):
             engine.submit(request, outcomes.append)
         moment = 2.0
-        engine.run_waiting()
+        engine.runner.run_waiting()
         ticket = engine.submit(Request(model="lstm", inputs={"tokens": [[1]]}), outcomes.append)
         assert ticket.cancel(RequestCancelledError("gone"))
         with pytest.raises(NotFoundError):
