@@ -15,7 +15,7 @@ _SOONER = 4
 _PASSED = 4
 """Runs of others after which a job is taken for the next one, whatever it has left to do."""
 
-_FEWEST = 4
+_FEWEST = 2
 """What an even share of rows is divided by at most, however long a run's most urgent job is."""
 
 Item = tuple[int, float, int, Job]

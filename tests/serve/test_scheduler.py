@@ -622,7 +622,7 @@ def test_fewer_requests_run_beside_a_long_one(lstm: Model) -> None:
     tick, _ = scheduler.schedule(0.0)
     assert tick is not None
     assert 100 in [part.job.steps for part in tick.parts]
-    assert tick.rows == 8, "a quarter of what would run beside a short one"
+    assert tick.rows == 16, "half of what would run beside a short one"
 
 
 def test_a_model_that_is_to_run_once_at_a_time_does_not_keep_others_waiting(lstm: Model, fussy: Model) -> None:
