@@ -16,7 +16,7 @@ SequenceId = int | str
 MAXIMUM_ID_LENGTH = 256
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Control:
     """A request's place in a sequence.
 
@@ -83,9 +83,9 @@ class Request:
         if self.control is None:
             self.controls = ()
         else:
-            self.controls = [self.control] if isinstance(self.control, Control) else self.control
+            self.controls = (self.control,) if isinstance(self.control, Control) else self.control
         plain = all(not (each.start or each.end) and each.step is None for each in self.controls)
-        self.going_on = [(self.model, each.id) for each in self.controls] if plain else ()
+        self.going_on = tuple([(self.model, each.id) for each in self.controls]) if plain else ()
         if self.sampling is not None and (self.new or self.control is not None):
             raise InvalidRequestError("max_tokens is given inside a sequence; accepted: outside of sequences")
         if self.new and self.control is not None:
