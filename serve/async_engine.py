@@ -116,9 +116,11 @@ class AsyncEngine:
         engine, way = self.engine, self._way
         first = jobs[0]
         way.take(time.perf_counter(), len(jobs), met=len(jobs) > 1 or engine.busy)
-        inline = way.alone and engine.expected_seconds(first) <= engine.settings.inline_seconds
-        if inline and engine.runner.run_alone(first):
-            return
+        inline, limit = way.alone, engine.settings.inline_seconds
+        if inline:
+            if engine.runner.run_alone(first, limit):
+                return
+            inline = engine.expected_seconds(first) <= limit
         for job, error in engine.accept(jobs, engine.runner.run_here if inline else None, single=not way.several):
             job.done(error)
 

@@ -65,13 +65,16 @@ class Runner:
         for thread in self._threads:
             thread.join(seconds)
 
-    def run_alone(self, job: Job) -> bool:
-        """Accept a prepared request and run it on this thread, if nothing else waits or runs; return whether it was."""
+    def run_alone(self, job: Job, limit: float) -> bool:
+        """Accept a prepared request and run it on this thread, if that is to take less than `limit` seconds.
+
+        Nothing is done, and False is returned, if it takes longer, or if anything else waits or runs.
+        """
         with self.changed:
             if self.closed or job.phase != "new" or job.controls:
                 return False
             job.arrived = time.perf_counter()
-            tick = self._scheduler.start(job, self.clock())
+            tick = self._scheduler.start(job, self.clock(), limit)
             if tick is None:
                 return False
             self.runs += 1

@@ -145,11 +145,11 @@ class Scheduler:
         self._waiting += 1
         self._bytes += job.size
 
-    def start(self, job: Job, now: float) -> Tick | None:
+    def start(self, job: Job, now: float, limit: float = math.inf) -> Tick | None:
         """Accept a request and take it for a run of its own at once, which spares it the queue.
 
         None, and nothing is done, unless nothing else waits or runs, and the request is neither a step of a sequence
-        nor a prompt and takes less time than the longest run.
+        nor a prompt and takes less time than the longest run, and than `limit`.
         """
         steps = job.steps
         if (
@@ -159,13 +159,15 @@ class Scheduler:
             or job.bound is None
             or job.generation is not None
             or (job.deadline is not None and job.deadline <= now)
-            or job.model.costs.seconds(job.rows, steps) > self.settings.run_seconds
         ):
+            return None
+        seconds = job.model.costs.seconds(job.rows, steps)
+        if seconds > self.settings.run_seconds or seconds > limit:
             return None
         job.number = next(self._numbers)
         job.phase = "running"
         part = self._part(job, steps)
-        return self._begun(Tick(model=job.model, parts=[part], steps=steps, rows=part.count))
+        return self._begun(Tick(model=job.model, parts=[part], steps=steps, rows=part.count), seconds)
 
     def cancel(self, job: Job, error: Exception) -> tuple[bool, list[Completion]]:
         """Drop a request that has not run to its end; return whether it will end with `error`.
@@ -334,14 +336,14 @@ class Scheduler:
             part = self._part(job, min(chunk, job.remaining))
             count += part.count
             parts.append(part)
-        return self._begun(Tick(model=model, parts=parts, steps=chunk, rows=count))
+        return self._begun(Tick(model=model, parts=parts, steps=chunk, rows=count), model.costs.seconds(count, chunk))
 
-    def _begun(self, tick: Tick) -> Tick:
-        """Count a run that begins."""
+    def _begun(self, tick: Tick, seconds: float) -> Tick:
+        """Count a run that begins, and is expected to take so long."""
         key = id(tick.model)
         self._running += 1
         self._rows[key] = self._rows.get(key, 0) + tick.rows
-        tick.brief = tick.model.costs.seconds(tick.rows, tick.steps) <= self._brief_seconds
+        tick.brief = seconds <= self._brief_seconds
         if tick.brief:
             self._brief[key] = self._brief.get(key, 0) + 1
         return tick
