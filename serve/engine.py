@@ -348,7 +348,7 @@ class Engine:
         Args:
             jobs: in the order in which they came.
             here: runs what is waiting on this thread, called instead of a worker if the engine is idle.
-            single: brief runs of their models are to take place one at a time.
+            single: brief runs of their models are to take place one at a time, until requests come without this.
 
         Returns:
             Those that are refused, and why; their `done` is not called.
@@ -363,9 +363,9 @@ class Engine:
                 if job.phase != "new":  # cancelled meanwhile
                     continue
                 job.arrived = arrived
-                job.model.single = single and self._is_brief(job)
                 try:
                     completions += self._admit(job, now)
+                    job.model.single = single and self._is_brief(job)
                 except ServingError as error:
                     job.model.statistics.settle(job, failed=True)
                     job.finish()

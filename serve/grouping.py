@@ -13,7 +13,7 @@ _SOONER = 4
 """How many times worse it is to end so many steps sooner than the most urgent job than to end as many later."""
 
 _PASSED = 4
-"""Runs of others after which a job is taken for the next one, whatever it has left to do."""
+"""Runs of others after which a job is taken before those that have been passed over less, whatever is left to do."""
 
 _FEWEST = 2
 """What an even share of rows is divided by at most, however long a run's most urgent job is."""
@@ -31,12 +31,24 @@ class Group:
     heap: list[Item] = field(default_factory=list)
     since: float | None = None
 
-    def candidates(self, most: int) -> list[Item]:
-        """Take out the most urgent jobs, dropped ones among them, in their order."""
-        if len(self.heap) > most:
-            return [heapq.heappop(self.heap) for _ in range(most)]
-        found, self.heap = sorted(self.heap), []
-        return found
+    def candidates(self, most: int) -> tuple[list[Item], int]:
+        """Take out so many of the most urgent jobs.
+
+        Returns:
+            The jobs in their order, and how many dropped ones lay between them and are taken out too.
+        """
+        if len(self.heap) <= most:
+            items, self.heap = sorted(self.heap), []
+            found = [item for item in items if item[-1].phase == "waiting"]
+            return found, len(items) - len(found)
+        found, dropped = [], 0
+        while self.heap and len(found) < most:
+            item = heapq.heappop(self.heap)
+            if item[-1].phase == "waiting":
+                found.append(item)
+            else:
+                dropped += 1
+        return found, dropped
 
     def put_back(self, items: Sequence[Item]) -> None:
         """Put back what has been taken out and is not run."""
@@ -115,35 +127,40 @@ def alike(items: Sequence[Item], most: int) -> tuple[list[Job], list[Item]]:
     if not items:
         return [], []
     priority, _, _, first = items[0]
-    ends = first.remaining
     most = min(most, _rows_beside(first, [item[-1] for item in items], most))
     if sum([item[-1].rows for item in items]) <= most:
         return [item[-1] for item in items], []
+    longest = max([item[-1] for item in items if item[0] == priority], key=_passed)
+    if longest.passed >= _PASSED and first.rows + longest.rows > most:
+        first = longest  # there is no room for it beside the most urgent one, however often that runs
+    ends = first.remaining
 
     def distance(job: Job) -> int:
         # One that ends later goes on in the next run; one that ends sooner cuts this run short, or is padded.
         later = job.remaining - ends
         return later if later >= 0 else -_SOONER * later
 
-    def rank(item: Item) -> tuple[bool, bool, bool, int]:
+    def rank(item: Item) -> tuple[int, bool, bool, int]:
         job = item[-1]
         passed = job.passed >= _PASSED
-        return item[0] != priority, job is not first, not passed, -job.passed if passed else distance(job)
+        return item[0], job is not first, not passed, -job.passed if passed else distance(job)
 
-    ranked = sorted(items, key=rank)
     jobs: list[Job] = []
+    left: list[Item] = []
     rows = 0
-    for item in ranked:
+    for item in sorted(items, key=rank):
         job = item[-1]
         if jobs and rows + job.rows > most:
-            break
+            job.passed += 1
+            left.append(item)
+            continue
         rows += job.rows
-        job.passed = 0
         jobs.append(job)
-    left = ranked[len(jobs) :]
-    for item in left:
-        item[-1].passed += 1
     return jobs, left
+
+
+def _passed(job: Job) -> int:
+    return job.passed
 
 
 def _rows_beside(first: Job, jobs: Sequence[Job], most: int) -> int:

@@ -45,7 +45,7 @@ class Runner:
         self.runs = 0
         self.holding = False
         self.unwatched = False
-        self.clock = clock
+        self._clock = clock
         self._scheduler = scheduler
         self._sequences = sequences
         self._threads = [
@@ -59,14 +59,14 @@ class Runner:
         """Refuse what waits and wait for what runs, but not longer than `seconds` for each worker."""
         with self.changed:
             self.closed = True
-            completions = self._scheduler.cancel_all(closed_error())
+            completions = self._scheduler.cancel_all(_closed_error())
             self.changed.notify_all()
         deliver(completions)
         for thread in self._threads:
             thread.join(seconds)
 
     def run_alone(self, job: Job, limit: float) -> bool:
-        """Accept a prepared request and run it on this thread, if that is to take less than `limit` seconds.
+        """Accept a prepared request and run it on this thread, if that is to take no longer than `limit` seconds.
 
         Nothing is done, and False is returned, if it takes longer, or if anything else waits or runs.
         """
@@ -74,7 +74,7 @@ class Runner:
             if self.closed or job.phase != "new" or job.controls:
                 return False
             job.arrived = time.perf_counter()
-            tick = self._scheduler.start(job, self.clock(), limit)
+            tick = self._scheduler.start(job, self._clock(), limit)
             if tick is None:
                 return False
             self.runs += 1
@@ -90,7 +90,7 @@ class Runner:
         with self.changed:
             if self._scheduler.running >= self.workers:
                 return False
-            tick, completions = self._schedule(self.clock(), 1)
+            tick, completions = self._schedule(self._clock(), 1)
         deliver(completions)
         if tick is not None:
             self._run(tick)
@@ -133,9 +133,9 @@ class Runner:
         failures = run_tick(tick)
         tick.model.statistics.record(tick)
         with self.changed:
-            completions = self._scheduler.complete(tick, failures, self.clock())
+            completions = self._scheduler.complete(tick, failures, self._clock())
             if self.closed:  # chunks and steps that waited behind the one that ran
-                completions += self._scheduler.cancel_all(closed_error())
+                completions += self._scheduler.cancel_all(_closed_error())
         deliver(completions)
 
     def _work(self) -> None:
@@ -166,7 +166,7 @@ class Runner:
         Returns:
             The run, what is to be delivered, and whether further requests have been waited for.
         """
-        now = self.clock()
+        now = self._clock()
         if self._scheduler.running < self.workers:
             seconds = 0.0 if self.closed or waited else self._scheduler.patience(now)
             if seconds and not self.holding:
@@ -185,7 +185,7 @@ class Runner:
         return None, [], False
 
 
-def closed_error() -> UnavailableError:
+def _closed_error() -> UnavailableError:
     """Return the error of a request that waited when the engine was closed."""
     return UnavailableError("the engine was closed before the request ran")
 

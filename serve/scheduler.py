@@ -149,7 +149,7 @@ class Scheduler:
         """Accept a request and take it for a run of its own at once, which spares it the queue.
 
         None, and nothing is done, unless nothing else waits or runs, and the request is neither a step of a sequence
-        nor a prompt and takes less time than the longest run, and than `limit`.
+        nor a prompt and takes no longer than the longest run, and than `limit` seconds.
         """
         steps = job.steps
         if (
@@ -289,10 +289,12 @@ class Scheduler:
         """Take jobs for one run out of a group."""
         most = self._share(group, idle)
         alive: list[Item] = []
-        for item in group.candidates(_SEARCH * self.settings.rows):
+        candidates, dropped = group.candidates(_SEARCH * self.settings.rows)
+        self._dropped -= dropped
+        for item in candidates:
             job = item[-1]
             if job.phase != "waiting":
-                self._dropped -= 1
+                self._dropped -= 1  # by what became of one before it
             elif job.deadline is not None and job.deadline <= now:
                 completions += self._drop(job, _late(job))  # and a step that waited for it may be pushed
             else:
@@ -331,6 +333,7 @@ class Scheduler:
         count = 0
         for job in jobs:
             job.phase = "running"
+            job.passed = 0
             self._waiting -= 1
             self._bytes -= job.size
             part = self._part(job, min(chunk, job.remaining))
