@@ -97,6 +97,8 @@ class Model:
         options.intra_op_num_threads = 1 if settings.threads is None else settings.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Plans of memory are kept for every size that a run ever had, of which rows and steps of chunks have thousands.
+        options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spin)))
         if not path.is_file():
             raise ModelLoadError(f"{path} is not a file; accepted: an ONNX file")

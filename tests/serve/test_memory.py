@@ -122,3 +122,8 @@ def test_what_a_request_held_is_let_go_of_when_it_is_answered(engine: Engine, mo
     gc.collect()
     assert len(seen) == 38
     assert not [each for each in seen if each() is not None]
+
+
+def test_onnxruntime_keeps_no_plan_of_memory_for_every_size_of_a_run(folder: Path) -> None:
+    model = Model.load(folder / "lstm" / "2" / "model.onnx", name="lstm")
+    assert not model._session.get_session_options().enable_mem_pattern
