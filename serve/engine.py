@@ -68,6 +68,7 @@ class Engine:
         repository: the models.
         workers: how many runs there may be at a time.
         runner: carries them out.
+        prepare: checks a request, without accepting it; see `RequestChecker.prepare`.
         find: returns the model of a request; see `RequestChecker.find`.
 
     Raises:
@@ -96,6 +97,7 @@ class Engine:
         self._scheduler = Scheduler(self.settings.batch, self._sequences, self.settings.inline_seconds)
         default = self.settings.batch.default_priority
         self._checker = RequestChecker(self.repository, self._sequences, clock, default)
+        self.prepare = self._checker.prepare
         self.find = self._checker.find
         self.workers = self.settings.workers or self._choose_workers()
         self.runner = Runner(self._scheduler, self._sequences, clock, self.workers)
@@ -330,15 +332,6 @@ class Engine:
         for _, error in self.accept([job]):
             raise error
         return Ticket(self, job)
-
-    def prepare(
-        self,
-        request: Request,
-        done: Callable[[Outcome], None],
-        partial: Callable[[Reply], None] | None = None,
-    ) -> Job:
-        """Check a request, without accepting it; see `RequestChecker.prepare`."""
-        return self._checker.prepare(request, done, partial)
 
     def accept(
         self, jobs: Sequence[Job], here: Callable[[], object] | None = None, *, single: bool = False

@@ -293,9 +293,7 @@ class Scheduler:
         self._dropped -= dropped
         for item in candidates:
             job = item[-1]
-            if job.phase != "waiting":
-                self._dropped -= 1  # by what became of one before it
-            elif job.deadline is not None and job.deadline <= now:
+            if job.deadline is not None and job.deadline <= now:
                 completions += self._drop(job, _late(job))  # and a step that waited for it may be pushed
             else:
                 alive.append(item)
